@@ -1,0 +1,661 @@
+/*
+ * System calls for disks: see sysio.h.
+ *
+ * Each wrapper asks fault() first, then calls the kernel until it is not interrupted, and
+ * turns -1 into -errno. errno itself is not meaningful afterwards.
+ *
+ * Threads: the wrappers keep no state. The armed fault is under fault_mutex; calls look at
+ * it only while the atomic `fault_armed` says that there is one.
+ */
+#include <dirent.h>
+#include <limits.h>
+#include <linux/openat2.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/sysio.h"
+
+#define COPY_BUFFER_LEN (256U << 10)
+#define OPENAT2_RETRIES 100
+
+/* ---- faults ---- */
+
+/* The calls that can be made to fail. */
+#define CALLS(X)                                                                           \
+	X(openat)                                                                          \
+	X(openat2)                                                                         \
+	X(close)                                                                           \
+	X(pread)                                                                           \
+	X(pwrite)                                                                          \
+	X(pwritev)                                                                         \
+	X(full_copy_range)                                                                 \
+	X(fsync)                                                                           \
+	X(fdatasync)                                                                       \
+	X(syncfs)                                                                          \
+	X(ftruncate)                                                                       \
+	X(fallocate)                                                                       \
+	X(fstat)                                                                           \
+	X(fstatat)                                                                         \
+	X(statx)                                                                           \
+	X(fstatfs)                                                                         \
+	X(mkdirat)                                                                         \
+	X(mknodat)                                                                         \
+	X(symlinkat)                                                                       \
+	X(readlinkat)                                                                      \
+	X(unlinkat)                                                                        \
+	X(renameat2)                                                                       \
+	X(linkat)                                                                          \
+	X(utimensat)                                                                       \
+	X(futimens)                                                                        \
+	X(fchmod)                                                                          \
+	X(fchown)                                                                          \
+	X(fchownat)                                                                        \
+	X(fgetxattr)                                                                       \
+	X(fsetxattr)                                                                       \
+	X(fremovexattr)                                                                    \
+	X(flistxattr)                                                                      \
+	X(walk_dir)
+
+enum call {
+#define X(name) CALL_##name,
+	CALLS(X)
+#undef X
+	    CALL_COUNT,
+	CALL_ANY = CALL_COUNT
+};
+
+#ifdef CELLAR_DEVELOPER
+
+static const char *const call_names[] = {
+#define X(name) #name,
+    CALLS(X)
+#undef X
+        "any"};
+
+static const struct {
+	const char *name;
+	int number;
+} fault_errors[] = {
+#define E(name)                                                                            \
+	{                                                                                  \
+#name, name                                                                \
+	}
+    E(EACCES),  E(EAGAIN),    E(EBUSY),   E(EDQUOT),       E(EEXIST), E(EFBIG),  E(EINTR),
+    E(EINVAL),  E(EIO),       E(EISDIR),  E(ELOOP),        E(EMFILE), E(EMLINK), E(ENFILE),
+    E(ENODATA), E(ENODEV),    E(ENOENT),  E(ENAMETOOLONG), E(ENOMEM), E(ENOSPC), E(ENOSYS),
+    E(ENOTDIR), E(ENOTEMPTY), E(ENXIO),   E(EOPNOTSUPP),   E(EPERM),  E(ERANGE), E(EROFS),
+    E(ESTALE),  E(ETIMEDOUT), E(EUCLEAN), E(EXDEV),
+#undef E
+};
+
+#define FAULT_SHORT 1 /* no error, and positive */
+
+struct fault {
+	enum call call;
+	unsigned long nth;
+	int err; /* -errno or FAULT_SHORT */
+	bool always;
+};
+
+static atomic_bool fault_armed;
+static pthread_mutex_t fault_mutex = PTHREAD_MUTEX_INITIALIZER;
+/* under fault_mutex */
+static struct fault armed;
+static unsigned long fault_calls;
+static bool fired;
+
+static bool can_be_short(enum call call)
+{
+	return call == CALL_pread || call == CALL_pwrite || call == CALL_pwritev;
+}
+
+static bool fault_matches(enum call call)
+{
+	if (armed.err == FAULT_SHORT && !can_be_short(call))
+		return false;
+	return armed.call == CALL_ANY || armed.call == call;
+}
+
+/* 0: nothing; else -errno or FAULT_SHORT. */
+static int fault_slow(enum call call)
+{
+	int err = 0;
+
+	(void)pthread_mutex_lock(&fault_mutex);
+	if (fault_matches(call)) {
+		fault_calls++;
+		if (fault_calls == armed.nth || (armed.always && fault_calls > armed.nth)) {
+			fired = true;
+			err = armed.err;
+		}
+	}
+	(void)pthread_mutex_unlock(&fault_mutex);
+	return err;
+}
+
+static int fault(enum call call)
+{
+	if (!atomic_load_explicit(&fault_armed, memory_order_relaxed))
+		return 0;
+	return fault_slow(call);
+}
+
+static bool parse_call(const char *s, struct fault *f)
+{
+	for (size_t i = 0; i < ARRAY_LEN(call_names); i++) {
+		if (strcmp(s, call_names[i]) == 0) {
+			f->call = (enum call)i;
+			return true;
+		}
+	}
+	return false;
+}
+
+static bool parse_nth(const char *s, struct fault *f)
+{
+	char *end;
+
+	if (*s < '1' || *s > '9')
+		return false;
+	errno = 0;
+	f->nth = strtoul(s, &end, 10);
+	return errno == 0 && *end == '\0';
+}
+
+static bool parse_error(const char *s, struct fault *f)
+{
+	if (strcmp(s, "short") == 0) {
+		f->err = FAULT_SHORT;
+		return f->call == CALL_ANY || can_be_short(f->call);
+	}
+	for (size_t i = 0; i < ARRAY_LEN(fault_errors); i++) {
+		if (strcmp(s, fault_errors[i].name) == 0) {
+			f->err = -fault_errors[i].number;
+			return true;
+		}
+	}
+	return false;
+}
+
+static bool parse_fault(const char *spec, struct fault *ret)
+{
+	cleanup_free char *copy = xstrdup(spec);
+	struct fault f = {.nth = 0};
+	char *rest = copy;
+	const char *call = strsep(&rest, ":"), *nth = strsep(&rest, ":");
+	const char *err = strsep(&rest, ":"), *always = strsep(&rest, ":");
+
+	if (!err || rest || !parse_call(call, &f) || !parse_nth(nth, &f) ||
+	    !parse_error(err, &f))
+		return false;
+	if (always && strcmp(always, "always") != 0)
+		return false;
+	f.always = always != NULL;
+	*ret = f;
+	return true;
+}
+
+bool fault_set(const char *spec)
+{
+	struct fault f = {.nth = 0};
+	bool arm = spec && *spec;
+
+	if (arm && !parse_fault(spec, &f))
+		return false;
+	(void)pthread_mutex_lock(&fault_mutex);
+	armed = f;
+	fault_calls = 0;
+	fired = false;
+	(void)pthread_mutex_unlock(&fault_mutex);
+	atomic_store(&fault_armed, arm);
+	return true;
+}
+
+bool fault_fired(void)
+{
+	bool f;
+
+	(void)pthread_mutex_lock(&fault_mutex);
+	f = fired;
+	(void)pthread_mutex_unlock(&fault_mutex);
+	return f;
+}
+
+void fault_init(void)
+{
+	const char *env = getenv("CELLAR_TEST_FAULT");
+
+	if (!fault_set(env)) {
+		/* A test whose fault never fires would prove nothing. */
+		log_err("CELLAR_TEST_FAULT=%s: not understood", env);
+		exit(2);
+	}
+}
+
+#else
+
+#define FAULT_SHORT 1
+
+static inline int fault(enum call call)
+{
+	return 0;
+}
+
+bool fault_set(const char *spec)
+{
+	return !spec || !*spec;
+}
+
+bool fault_fired(void)
+{
+	return false;
+}
+
+void fault_init(void)
+{
+}
+
+#endif
+
+/* The body of a wrapper: the fault, or the call until it is not interrupted. */
+#define CALL(name, expr)                                                                   \
+	do {                                                                               \
+		int fault_ = fault(CALL_##name);                                           \
+		__typeof__(expr) r_;                                                       \
+                                                                                           \
+		if (fault_)                                                                \
+			return fault_;                                                     \
+		do                                                                         \
+			r_ = (expr);                                                       \
+		while (r_ < 0 && errno == EINTR);                                          \
+		return r_ < 0 ? -errno : r_;                                               \
+	} while (0)
+
+/* ---- descriptors ---- */
+
+int sys_openat(int dirfd, const char *path, int flags, mode_t mode)
+{
+	CALL(openat, openat(dirfd, path, flags | O_CLOEXEC, mode));
+}
+
+int sys_openat2(int dirfd, const char *path, int flags, mode_t mode, uint64_t resolve)
+{
+	bool creates = (flags & O_CREAT) || (flags & O_TMPFILE) == O_TMPFILE;
+	struct open_how how = {.flags = (uint64_t)(unsigned)(flags | O_CLOEXEC),
+	                       .mode = creates ? mode & 07777 : 0,
+	                       .resolve = resolve};
+	int err = fault(CALL_openat2);
+	long fd;
+
+	if (err)
+		return err;
+	/* -EAGAIN: a rename elsewhere kept the kernel from being sure that the path stays
+	 * beneath dirfd. */
+	for (int i = 0; i < OPENAT2_RETRIES; i++) {
+		do
+			fd = syscall(SYS_openat2, dirfd, path, &how, sizeof(how));
+		while (fd < 0 && errno == EINTR);
+		if (fd >= 0)
+			return (int)fd;
+		if (errno != EAGAIN || (flags & O_NONBLOCK))
+			break;
+	}
+	return -errno;
+}
+
+errint_t sys_close(int fd)
+{
+	int err = fault(CALL_close);
+
+	/* The descriptor is gone whatever close says; EINTR says nothing about data. */
+	if (close(fd) < 0 && errno != EINTR && !err)
+		err = -errno;
+	return err;
+}
+
+/* ---- bytes ---- */
+
+static size_t half_of(size_t len)
+{
+	return MAX_OF(len / 2, MIN_OF(len, (size_t)1));
+}
+
+ssize_t sys_pread(int fd, void *buf, size_t len, off_t off)
+{
+	int err = fault(CALL_pread);
+	ssize_t n;
+
+	if (err < 0)
+		return err;
+	if (err == FAULT_SHORT)
+		len = half_of(len);
+	do
+		n = pread(fd, buf, len, off);
+	while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : n;
+}
+
+ssize_t sys_pwrite(int fd, const void *buf, size_t len, off_t off)
+{
+	int err = fault(CALL_pwrite);
+	ssize_t n;
+
+	if (err < 0)
+		return err;
+	if (err == FAULT_SHORT)
+		len = half_of(len);
+	do
+		n = pwrite(fd, buf, len, off);
+	while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : n;
+}
+
+ssize_t sys_pwritev(int fd, const struct iovec *iov, int count, off_t off)
+{
+	int err = fault(CALL_pwritev);
+	struct iovec first;
+	ssize_t n;
+
+	if (err < 0)
+		return err;
+	if (err == FAULT_SHORT && count > 0) {
+		first = iov[0];
+		if (count == 1)
+			first.iov_len = half_of(first.iov_len);
+		iov = &first;
+		count = 1;
+	}
+	do
+		n = pwritev(fd, iov, count, off);
+	while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : n;
+}
+
+errint_t full_pread(int fd, void *buf, size_t len, off_t off)
+{
+	char *p = buf;
+
+	while (len > 0) {
+		ssize_t n = sys_pread(fd, p, len, off);
+
+		if (n < 0)
+			return (errint_t)n;
+		if (n == 0)
+			return -ENODATA;
+		p += n;
+		len -= (size_t)n;
+		off += n;
+	}
+	return 0;
+}
+
+errint_t full_pwrite(int fd, const void *buf, size_t len, off_t off)
+{
+	const char *p = buf;
+
+	while (len > 0) {
+		ssize_t n = sys_pwrite(fd, p, len, off);
+
+		if (n < 0)
+			return (errint_t)n;
+		if (n == 0)
+			return -EIO;
+		p += n;
+		len -= (size_t)n;
+		off += n;
+	}
+	return 0;
+}
+
+static errint_t copy_by_hand(int in, off_t in_off, int out, off_t out_off, size_t len)
+{
+	size_t size = MIN_OF(len, (size_t)COPY_BUFFER_LEN);
+	cleanup_free char *buf = malloc(size ? size : 1);
+
+	if (!buf)
+		return -ENOMEM;
+	while (len > 0) {
+		size_t piece = MIN_OF(len, size);
+		errint_t err = full_pread(in, buf, piece, in_off);
+
+		if (!err)
+			err = full_pwrite(out, buf, piece, out_off);
+		if (err)
+			return err;
+		in_off += (off_t)piece;
+		out_off += (off_t)piece;
+		len -= piece;
+	}
+	return 0;
+}
+
+static ssize_t copy_range(int in, off_t in_off, int out, off_t out_off, size_t len)
+{
+	CALL(full_copy_range, copy_file_range(in, &in_off, out, &out_off, len, 0));
+}
+
+errint_t full_copy_range(int in, off_t in_off, int out, off_t out_off, size_t len)
+{
+	while (len > 0) {
+		ssize_t n = copy_range(in, in_off, out, out_off, len);
+
+		/* 0 is the end of the file, or a filesystem that cannot: reading tells. */
+		if (n == 0 || n == -EXDEV || n == -EINVAL || n == -ENOSYS ||
+		    n == -EOPNOTSUPP)
+			return copy_by_hand(in, in_off, out, out_off, len);
+		if (n < 0)
+			return (errint_t)n;
+		in_off += n;
+		out_off += n;
+		len -= (size_t)n;
+	}
+	return 0;
+}
+
+/* ---- durability and room ---- */
+
+errint_t sys_fsync(int fd)
+{
+	CALL(fsync, fsync(fd));
+}
+
+errint_t sys_fdatasync(int fd)
+{
+	CALL(fdatasync, fdatasync(fd));
+}
+
+errint_t sys_syncfs(int fd)
+{
+	CALL(syncfs, syncfs(fd));
+}
+
+void sys_start_writeout(int fd, off_t off, off_t len)
+{
+	(void)sync_file_range(fd, off, len, SYNC_FILE_RANGE_WRITE);
+}
+
+errint_t sys_ftruncate(int fd, off_t size)
+{
+	CALL(ftruncate, ftruncate(fd, size));
+}
+
+errint_t sys_fallocate(int fd, int mode, off_t off, off_t len)
+{
+	CALL(fallocate, fallocate(fd, mode, off, len));
+}
+
+/* ---- attributes ---- */
+
+errint_t sys_fstat(int fd, struct stat *st)
+{
+	CALL(fstat, fstat(fd, st));
+}
+
+errint_t sys_fstatat(int dirfd, const char *name, struct stat *st, int flags)
+{
+	CALL(fstatat, fstatat(dirfd, name, st, flags));
+}
+
+errint_t sys_statx(int dirfd, const char *name, int flags, unsigned mask, struct statx *stx)
+{
+	CALL(statx, statx(dirfd, name, flags, mask, stx));
+}
+
+errint_t sys_fstatfs(int fd, struct statfs *st)
+{
+	CALL(fstatfs, fstatfs(fd, st));
+}
+
+errint_t sys_utimensat(int dirfd, const char *name, const struct timespec ts[2], int flags)
+{
+	CALL(utimensat, utimensat(dirfd, name, ts, flags));
+}
+
+errint_t sys_futimens(int fd, const struct timespec ts[2])
+{
+	CALL(futimens, futimens(fd, ts));
+}
+
+errint_t sys_fchmod(int fd, mode_t mode)
+{
+	CALL(fchmod, fchmod(fd, mode));
+}
+
+errint_t sys_fchown(int fd, uid_t uid, gid_t gid)
+{
+	CALL(fchown, fchown(fd, uid, gid));
+}
+
+errint_t sys_fchownat(int dirfd, const char *name, uid_t uid, gid_t gid, int flags)
+{
+	CALL(fchownat, fchownat(dirfd, name, uid, gid, flags));
+}
+
+ssize_t sys_fgetxattr(int fd, const char *name, void *buf, size_t len)
+{
+	CALL(fgetxattr, fgetxattr(fd, name, buf, len));
+}
+
+errint_t sys_fsetxattr(int fd, const char *name, const void *buf, size_t len, int flags)
+{
+	CALL(fsetxattr, fsetxattr(fd, name, buf, len, flags));
+}
+
+errint_t sys_fremovexattr(int fd, const char *name)
+{
+	CALL(fremovexattr, fremovexattr(fd, name));
+}
+
+ssize_t sys_flistxattr(int fd, char *buf, size_t len)
+{
+	CALL(flistxattr, flistxattr(fd, buf, len));
+}
+
+/* ---- names ---- */
+
+errint_t sys_mkdirat(int dirfd, const char *name, mode_t mode)
+{
+	CALL(mkdirat, mkdirat(dirfd, name, mode));
+}
+
+errint_t sys_mknodat(int dirfd, const char *name, mode_t mode, dev_t rdev)
+{
+	CALL(mknodat, mknodat(dirfd, name, mode, rdev));
+}
+
+errint_t sys_symlinkat(const char *target, int dirfd, const char *name)
+{
+	CALL(symlinkat, symlinkat(target, dirfd, name));
+}
+
+ssize_t sys_readlinkat(int dirfd, const char *name, char *buf, size_t len)
+{
+	CALL(readlinkat, readlinkat(dirfd, name, buf, len));
+}
+
+errint_t sys_unlinkat(int dirfd, const char *name, int flags)
+{
+	CALL(unlinkat, unlinkat(dirfd, name, flags));
+}
+
+errint_t sys_renameat2(int odir, const char *oname, int ndir, const char *nname,
+                       unsigned flags)
+{
+	CALL(renameat2, renameat2(odir, oname, ndir, nname, flags));
+}
+
+errint_t sys_linkat(int odir, const char *oname, int ndir, const char *nname, int flags)
+{
+	CALL(linkat, linkat(odir, oname, ndir, nname, flags));
+}
+
+struct fd_path fd_path(int fd)
+{
+	struct fd_path p;
+
+	(void)snprintf(p.s, sizeof(p.s), "/proc/self/fd/%d", fd);
+	return p;
+}
+
+/* ---- directories ---- */
+
+static int open_again(int dirfd)
+{
+	CALL(walk_dir, openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+}
+
+/* DT_UNKNOWN where the entry went away meanwhile. */
+static errint_t entry_type(int dirfd, const struct dirent *e, unsigned char *ret)
+{
+	struct stat st;
+
+	*ret = e->d_type;
+	if (e->d_type != DT_UNKNOWN)
+		return 0;
+	if (fstatat(dirfd, e->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+		return errno == ENOENT ? 0 : -errno;
+	*ret = IFTODT(st.st_mode);
+	return 0;
+}
+
+errint_t sys_walk_dir(int dirfd,
+                      errint_t (*fn)(void *ctx, const char *name, unsigned char type),
+                      void *ctx)
+{
+	int fd = open_again(dirfd);
+	errint_t err = 0;
+	DIR *d;
+
+	if (fd < 0)
+		return fd;
+	d = fdopendir(fd);
+	if (!d) {
+		err = -errno;
+		(void)close(fd);
+		return err;
+	}
+	while (!err) {
+		const struct dirent *e;
+		unsigned char type;
+
+		errno = 0;
+		e = readdir(d);
+		if (!e) {
+			err = -errno;
+			break;
+		}
+		if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0)
+			continue;
+		err = entry_type(fd, e, &type);
+		if (!err && type != DT_UNKNOWN)
+			err = fn(ctx, e->d_name, type);
+	}
+	(void)closedir(d);
+	return err;
+}
