@@ -1,0 +1,649 @@
+/*
+ * The inode table: nodes, their counts and their names. See node.h for the words.
+ *
+ * Invariants, true whenever tree->lock is free:
+ *  (1) A node is in by_ino from its birth to its end; in by_ident unless another inode took
+ *      its identity over (filesystems that reuse inode numbers within one birth time).
+ *  (2) A node but the root has nlookup + refs + children > 0.
+ *  (3) n->children = the number of names whose parent is n. Names do not keep their own
+ *      node alive, only their parent.
+ *  (4) A name (parent, store name) leads to one node; a directory has at most one name; the
+ *      way up from any name ends at the root or at a directory without a name, never in a
+ *      circle.
+ * A node whose last count goes is taken out of all tables under tree->lock, with every
+ * parent that only it kept, and freed after the lock was dropped: a look-up that comes in
+ * between makes a new one.
+ *
+ * Threads: any. Only memory is touched under tree->lock.
+ */
+#include "tree/node.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/sysio.h"
+
+/* ---- birth and death ---- */
+
+static struct node *node_new(uint64_t ino, uint32_t type)
+{
+	struct node *n = xcalloc(1, sizeof(*n));
+
+	n->magic = NODE_MAGIC;
+	n->type = type;
+	n->ino = ino;
+	n->dead_fd = -1;
+	lock_init(&n->lock, LOCK_NODE);
+	return n;
+}
+
+static void node_free(struct node *n)
+{
+	INVARIANT(n->magic == NODE_MAGIC);
+	n->magic = 0;
+	if (n->dead_fd >= 0)
+		(void)sys_close(n->dead_fd);
+	free(n->dead_st);
+	lock_clear(&n->lock);
+	free(n);
+}
+
+struct dead {
+	struct node *nodes; /* by next_dead */
+	int *fds;
+	size_t fd_count;
+};
+
+/* After tree->lock was dropped. */
+static void bury(struct dead *d)
+{
+	struct node *n;
+
+	while ((n = d->nodes)) {
+		d->nodes = n->next_dead;
+		INVARIANT(!n->scratch);
+		node_free(n);
+	}
+	for (size_t i = 0; i < d->fd_count; i++)
+		(void)sys_close(d->fds[i]);
+	free(d->fds);
+}
+
+static size_t name_key_len(const char *store_name)
+{
+	return sizeof(struct node *) + strlen(store_name);
+}
+
+static bool is_unused(const struct tree *t, const struct node *n)
+{
+	return n != t->root && !n->nlookup && !n->refs && !n->children;
+}
+
+static void unlist_ident_locked(struct tree *t, struct node *n)
+{
+	if (!n->listed)
+		return;
+	HASH_DELETE(by_ident, t->by_ident, n);
+	n->listed = false;
+}
+
+static void list_ident_locked(struct tree *t, struct node *n, const struct ident *ident)
+{
+	n->ident = *ident;
+	HASH_ADD(by_ident, t->by_ident, ident, sizeof(n->ident), n);
+	n->listed = true;
+}
+
+/* Takes one name out of table and list; its parent is returned with one child less, and
+ * perhaps unused. */
+static struct node *drop_name_locked(struct tree *t, struct node_name *name)
+{
+	struct node *parent = name->parent;
+	struct node_name **at = &name->node->names;
+
+	while (*at != name)
+		at = &(*at)->next;
+	*at = name->next;
+	HASH_DELETE(by_name, t->by_name, name);
+	free(name);
+	INVARIANT(parent->children > 0);
+	parent->children--;
+	return parent;
+}
+
+static void take_out_locked(struct tree *t, struct node *n, struct dead *d)
+{
+	int fd = dirfd_orphan_locked(t, n);
+
+	HASH_DELETE(by_ino, t->by_ino, n);
+	unlist_ident_locked(t, n);
+	if (fd >= 0) {
+		d->fds = xrealloc(d->fds, (d->fd_count + 1) * sizeof(*d->fds));
+		d->fds[d->fd_count++] = fd;
+	}
+}
+
+/* If n is unused: n, and upwards what nothing else keeps. A loop and no recursion: trees
+ * may be deep. */
+static void reap_locked(struct tree *t, struct node *n, struct dead *d)
+{
+	struct node *todo;
+
+	if (!is_unused(t, n))
+		return;
+	take_out_locked(t, n, d);
+	n->next_dead = NULL;
+	todo = n;
+	while (todo) {
+		n = todo;
+		todo = n->next_dead;
+		n->next_dead = d->nodes;
+		d->nodes = n;
+		while (n->names) {
+			struct node *parent = drop_name_locked(t, n->names);
+
+			if (is_unused(t, parent)) {
+				take_out_locked(t, parent, d);
+				parent->next_dead = todo;
+				todo = parent;
+			}
+		}
+	}
+}
+
+/* ---- finding ---- */
+
+static struct node *by_ino_locked(struct tree *t, uint64_t ino)
+{
+	struct node *n;
+
+	HASH_FIND(by_ino, t->by_ino, &ino, sizeof(ino), n);
+	return n;
+}
+
+static struct node *by_ident_locked(struct tree *t, const struct ident *ident)
+{
+	struct node *n;
+
+	HASH_FIND(by_ident, t->by_ident, ident, sizeof(*ident), n);
+	return n;
+}
+
+static struct node_name *by_name_locked(struct tree *t, struct node *parent,
+                                        const char *store_name)
+{
+	struct {
+		struct node *parent;
+		char store_name[NAME_MAX + 1];
+	} key;
+	size_t len = strlen(store_name);
+	struct node_name *name;
+
+	if (len > NAME_MAX)
+		return NULL;
+	key.parent = parent;
+	memcpy(key.store_name, store_name, len);
+	HASH_FIND(by_name, t->by_name, &key, sizeof(key.parent) + len, name);
+	return name;
+}
+
+struct node *tree_get(struct tree *t, uint64_t ino)
+{
+	struct node *n;
+
+	lock_take(&t->lock);
+	n = by_ino_locked(t, ino);
+	if (n)
+		n->refs++;
+	lock_drop(&t->lock);
+	return n;
+}
+
+struct node *tree_find_ident(struct tree *t, const struct ident *ident)
+{
+	struct node *n;
+
+	lock_take(&t->lock);
+	n = by_ident_locked(t, ident);
+	if (n)
+		n->refs++;
+	lock_drop(&t->lock);
+	return n;
+}
+
+struct node *tree_find_name(struct tree *t, struct node *parent, const char *store_name)
+{
+	struct node_name *name;
+	struct node *n = NULL;
+
+	lock_take(&t->lock);
+	name = by_name_locked(t, parent, store_name);
+	if (name) {
+		n = name->node;
+		n->refs++;
+	}
+	lock_drop(&t->lock);
+	return n;
+}
+
+uint64_t tree_count(struct tree *t)
+{
+	uint64_t count;
+
+	lock_take(&t->lock);
+	count = HASH_CNT(by_ino, t->by_ino);
+	lock_drop(&t->lock);
+	return count;
+}
+
+bool node_is(struct tree *t, struct node *n, const struct ident *ident)
+{
+	bool same;
+
+	lock_take(&t->lock);
+	same = ident_equal(&n->ident, ident);
+	lock_drop(&t->lock);
+	return same;
+}
+
+/* ---- counts ---- */
+
+void node_ref(struct tree *t, struct node *n)
+{
+	lock_take(&t->lock);
+	n->refs++;
+	lock_drop(&t->lock);
+}
+
+void node_unref(struct tree *t, struct node *n)
+{
+	struct dead dead = {0};
+
+	if (!n)
+		return;
+	lock_take(&t->lock);
+	INVARIANT(n->magic == NODE_MAGIC && n->refs > 0);
+	n->refs--;
+	reap_locked(t, n, &dead);
+	lock_drop(&t->lock);
+	bury(&dead);
+}
+
+void node_add_lookup(struct tree *t, struct node *n)
+{
+	lock_take(&t->lock);
+	n->nlookup++;
+	lock_drop(&t->lock);
+}
+
+void node_forget(struct tree *t, uint64_t ino, uint64_t nlookup)
+{
+	struct dead dead = {0};
+	struct node *n;
+
+	lock_take(&t->lock);
+	n = by_ino_locked(t, ino);
+	if (n && n != t->root) {
+		INVARIANT(n->nlookup >= nlookup);
+		n->nlookup -= nlookup;
+		reap_locked(t, n, &dead);
+	}
+	lock_drop(&t->lock);
+	bury(&dead);
+}
+
+/* ---- names ---- */
+
+/* (4): n, a directory, is about to be put below parent. If n is on the way up from there,
+ * the store was rearranged behind us: the way is cut right below n. */
+static void cut_circle_locked(struct tree *t, const struct node *n, struct node *parent,
+                              struct dead *d)
+{
+	for (struct node *p = parent; p->names; p = p->names->parent) {
+		if (p->names->parent == n) {
+			reap_locked(t, drop_name_locked(t, p->names), d);
+			break;
+		}
+	}
+}
+
+static void add_name_locked(struct tree *t, struct node *n, struct node *parent,
+                            const char *store_name, struct dead *d)
+{
+	size_t len = strlen(store_name);
+	struct node_name *name = by_name_locked(t, parent, store_name);
+
+	if (n == t->root || n == parent || (name && name->node == n))
+		return;
+	INVARIANT(len > 0 && len <= NAME_MAX);
+	n->refs++; /* n and parent stay whatever is dropped here */
+	parent->refs++;
+	if (name)
+		reap_locked(t, drop_name_locked(t, name), d);
+	if (S_ISDIR(n->type)) {
+		while (n->names)
+			reap_locked(t, drop_name_locked(t, n->names), d);
+		cut_circle_locked(t, n, parent, d);
+	}
+	name = xcalloc(1, sizeof(*name) + len + 1);
+	name->node = n;
+	name->parent = parent;
+	memcpy(name->store_name, store_name, len);
+	name->next = n->names;
+	n->names = name;
+	parent->children++;
+	HASH_ADD_KEYPTR(by_name, t->by_name, &name->parent, name_key_len(store_name), name);
+	n->refs--;
+	parent->refs--;
+}
+
+void node_add_name(struct tree *t, struct node *n, struct node *parent,
+                   const char *store_name)
+{
+	struct dead dead = {0};
+
+	lock_take(&t->lock);
+	add_name_locked(t, n, parent, store_name, &dead);
+	lock_drop(&t->lock);
+	bury(&dead);
+}
+
+void node_remove_name(struct tree *t, struct node *n, struct node *parent,
+                      const char *store_name)
+{
+	struct dead dead = {0};
+	struct node_name *name;
+
+	lock_take(&t->lock);
+	name = by_name_locked(t, parent, store_name);
+	if (name && name->node == n)
+		reap_locked(t, drop_name_locked(t, name), &dead);
+	lock_drop(&t->lock);
+	bury(&dead);
+}
+
+bool node_has_names(struct tree *t, struct node *n)
+{
+	bool has;
+
+	lock_take(&t->lock);
+	has = n->names != NULL;
+	lock_drop(&t->lock);
+	return has;
+}
+
+bool node_is_below(struct tree *t, struct node *n, struct node *dir)
+{
+	bool found = n == dir;
+
+	lock_take(&t->lock);
+	for (const struct node_name *name = n->names; name && !found; name = name->next) {
+		const struct node *p = name->parent;
+
+		while (p != dir && p->names)
+			p = p->names->parent;
+		found = p == dir;
+	}
+	lock_drop(&t->lock);
+	return found;
+}
+
+/* ---- adopting ---- */
+
+struct node *tree_adopt_entry(struct tree *t, struct node *parent, const char *store_name,
+                              const struct catalog_file *info, bool info_valid, bool plain)
+{
+	struct dead dead = {0};
+	struct node *n;
+
+	lock_take(&t->lock);
+	n = by_ident_locked(t, &info->ident);
+	if (n && n->type != info->type) {
+		unlist_ident_locked(t, n);
+		n = NULL;
+	}
+	if (n) {
+		add_name_locked(t, n, parent, store_name, &dead);
+	} else {
+		n = by_ino_locked(t, info->ino);
+		if (!n) {
+			n = node_new(info->ino, info->type);
+			n->info = *info;
+			n->info_valid = info_valid;
+			n->plain = n->raw = plain;
+			HASH_ADD(by_ino, t->by_ino, ino, sizeof(n->ino), n);
+			list_ident_locked(t, n, &info->ident);
+			add_name_locked(t, n, parent, store_name, &dead);
+		}
+	}
+	n->refs++;
+	lock_drop(&t->lock);
+	bury(&dead);
+	return n;
+}
+
+struct node *tree_adopt(struct tree *t, struct node *parent, const char *store_name,
+                        const struct ident *ident, uint64_t ino, uint32_t type)
+{
+	/* Of the contents nothing is known: no st_mtim equals this one. */
+	struct catalog_file row, info = {
+	                             .ident = *ident,
+	                             .ino = ino,
+	                             .type = type & S_IFMT,
+	                             .kind = OBJECT_FOREIGN,
+	                             .logical_size = OBJECT_SIZE_UNKNOWN,
+	                             .stored_mtime = {.tv_nsec = -1},
+	                         };
+	struct node *n = tree_adopt_entry(t, parent, store_name, &info, false, false);
+
+	/* The number is for good from here on. */
+	if (node_is(t, n, ident) &&
+	    (!catalog_file_get(t->catalog, ident, &row) || row.ino != n->ino)) {
+		info.ino = n->ino;
+		catalog_file_put(t->catalog, &info);
+	}
+	return n;
+}
+
+void node_set_ident(struct tree *t, struct node *n, const struct ident *ident)
+{
+	struct node *other;
+
+	lock_assert_held(&n->lock);
+	lock_take(&t->lock);
+	other = by_ident_locked(t, ident);
+	if (other && other != n)
+		unlist_ident_locked(t, other); /* a dead inode's number was used again */
+	unlist_ident_locked(t, n);
+	list_ident_locked(t, n, ident);
+	n->raw = false;
+	lock_drop(&t->lock);
+}
+
+/* ---- opening and closing ---- */
+
+static errint_t make_root(struct tree *t)
+{
+	struct ident ident;
+	struct catalog_file row;
+	struct stat st;
+	struct node *n;
+	errint_t err = sys_fstat(t->store->root_fd, &st);
+
+	if (!err)
+		err = ident_get(t->store->root_fd, "", &ident);
+	if (err)
+		return err;
+	t->dev = st.st_dev;
+	n = node_new(TREE_ROOT_INO, S_IFDIR);
+	if (!catalog_file_get(t->catalog, &ident, &row) || row.ino != TREE_ROOT_INO) {
+		row = (struct catalog_file){
+		    .ident = ident,
+		    .ino = TREE_ROOT_INO,
+		    .type = S_IFDIR,
+		    .ctime = st.st_ctim,
+		    .seen_ctime = st.st_ctim,
+		    .mtime = st.st_mtim,
+		};
+		catalog_file_put(t->catalog, &row);
+	}
+	n->info = row;
+	n->info_valid = true;
+	t->root = n;
+	HASH_ADD(by_ino, t->by_ino, ino, sizeof(n->ino), n);
+	list_ident_locked(t, n, &ident);
+	return 0;
+}
+
+errint_t tree_open(struct store *store, struct catalog *catalog, const struct uuid *pool,
+                   bool keep_foreign, uint64_t max_object, struct tree **ret, char **cause)
+{
+	struct tree *t = xcalloc(1, sizeof(*t));
+	errint_t err;
+
+	t->store = store;
+	t->catalog = catalog;
+	t->pool = *pool;
+	t->keep_foreign = keep_foreign;
+	t->max_object = max_object;
+	rwlock_init(&t->ns, LOCK_NAMESPACE);
+	lock_init(&t->lock, LOCK_TABLE);
+	dirfd_setup(t);
+	err = make_root(t);
+	if (err) {
+		(void)set_cause_errno(cause, err, "the root of '%s' cannot be looked at",
+		                      store->path);
+		tree_close(t);
+		return err;
+	}
+	*ret = t;
+	return 0;
+}
+
+void tree_close(struct tree *t)
+{
+	struct dead dead = {0};
+	struct node *n, *next;
+
+	if (!t)
+		return;
+	/* The kernel does not forget everything when it unmounts. */
+	HASH_ITER (by_ino, t->by_ino, n, next) {
+		while (n->names)
+			(void)drop_name_locked(t, n->names);
+	}
+	HASH_ITER (by_ino, t->by_ino, n, next) {
+		take_out_locked(t, n, &dead);
+		n->next_dead = dead.nodes;
+		dead.nodes = n;
+	}
+	bury(&dead);
+	rwlock_clear(&t->ns);
+	lock_clear(&t->lock);
+	free(t);
+}
+
+/* ---- pairs ---- */
+
+static bool locks_first(const struct node *a, const struct node *b)
+{
+	if (S_ISDIR(a->type) != S_ISDIR(b->type))
+		return S_ISDIR(a->type);
+	return a->ino < b->ino;
+}
+
+void node_lock_pair(struct node *a, struct node *b)
+{
+	if (!b || a == b) {
+		lock_take(&a->lock);
+	} else if (locks_first(a, b)) {
+		lock_take(&a->lock);
+		lock_take(&b->lock);
+	} else {
+		lock_take(&b->lock);
+		lock_take(&a->lock);
+	}
+}
+
+void node_unlock_pair(struct node *a, struct node *b)
+{
+	if (b && a != b)
+		lock_drop(&b->lock);
+	lock_drop(&a->lock);
+}
+
+/* ---- paths ---- */
+
+/* Text that grows towards its beginning. */
+struct path {
+	char *buf;
+	size_t size, start; /* buf[start .. size) is the text */
+};
+
+static void path_prepend(struct path *p, const char *text)
+{
+	size_t len = strlen(text);
+
+	if (p->start < len) {
+		size_t have = p->size - p->start, size = 2 * (p->size + len);
+		char *buf = xmalloc(size);
+
+		if (have)
+			memcpy(buf + size - have, p->buf + p->start, have);
+		free(p->buf);
+		*p = (struct path){buf, size, size - have};
+	}
+	p->start -= len;
+	memcpy(p->buf + p->start, text, len);
+}
+
+static void prepend_component_locked(struct path *p, const struct node *n, bool logical)
+{
+	const char *text = n->names->store_name;
+	struct name decoded;
+
+	if (logical && !n->raw) {
+		(void)name_decode(text, S_ISREG(n->type), &decoded);
+		text = decoded.s;
+	}
+	if (p->start < p->size)
+		path_prepend(p, "/");
+	path_prepend(p, text);
+}
+
+static char *make_path(struct tree *t, const struct node *n, bool logical)
+{
+	struct path p = {0};
+	char number[32];
+	char *text;
+
+	lock_take(&t->lock);
+	while (n->names) {
+		prepend_component_locked(&p, n, logical);
+		n = n->names->parent;
+	}
+	if (n != t->root) {
+		(void)snprintf(number, sizeof(number), "?%" PRIu64, n->ino);
+		if (p.start < p.size)
+			path_prepend(&p, "/");
+		path_prepend(&p, number);
+	}
+	lock_drop(&t->lock);
+	text = xmalloc(p.size - p.start + 1);
+	if (p.size > p.start)
+		memcpy(text, p.buf + p.start, p.size - p.start);
+	text[p.size - p.start] = '\0';
+	free(p.buf);
+	return text;
+}
+
+char *node_path(struct tree *t, struct node *n)
+{
+	return make_path(t, n, true);
+}
+
+char *node_store_path(struct tree *t, struct node *n)
+{
+	return make_path(t, n, false);
+}
