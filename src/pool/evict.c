@@ -1,0 +1,407 @@
+/*
+ * Keeping the pool small: eviction of clean scratch, deletion of doomed scratch, marks of
+ * the pool's disk, and the housekeeping thread that does these and the background sync.
+ *
+ *   clean --evict_one--> cold
+ *
+ * Invariants:
+ *  (E1) Only clean, idle, unpinned scratch is evicted, least recently used first; looked at
+ *       again under the node's lock before the file is deleted.
+ *  (E2) A scratch became clean only after the directory fsync of its flush (flush.c, F4): so what
+ *       replaces an evicted one is durable.
+ *  (E3) A doomed dirty scratch is deleted only after an fsync of the directory from which its last
+ *       link went: until then a power cut may bring the link back.
+ *
+ * Marks: *run* = evict down to here, *cull* = start (and flush dirty ones early), *stop* =
+ * writers wait for the flushers, bounded, then ENOSPC. For pool_size they are 90 %, 100 %
+ * and 125 % (of what is not open); for the disk's free blocks and inodes 3, 2 and 1 times the
+ * smaller of 1 % and 256 MiB.
+ */
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/text.h"
+#include "base/workers.h"
+#include "pool/internal.h"
+
+#include "utlist.h"
+
+#define HOUSE_MS       500
+#define THROTTLE_MS    20000
+#define STOP_BYTES     (256ULL << 20)
+#define CANDIDATES     512
+#define IDLE_PARTIAL   64 /* half-hydrated idle ones kept: each holds a descriptor */
+
+/* ---- marks ---- */
+
+struct space {
+	uint64_t free_bytes, stop_bytes;
+	uint64_t free_files, stop_files; /* 0, 0 where the filesystem has no such limit */
+};
+
+static bool measure_disk(struct pool *p, struct space *ret)
+{
+	struct statfs st;
+
+	memset(ret, 0, sizeof(*ret));
+	if (sys_fstatfs(p->scratch_fd, &st) < 0)
+		return false;
+	ret->free_bytes = (uint64_t)st.f_bavail * (uint64_t)st.f_bsize;
+	ret->stop_bytes =
+	    MIN_OF((uint64_t)st.f_blocks * (uint64_t)st.f_bsize / 100, STOP_BYTES);
+	if (st.f_files > 0) {
+		ret->free_files = st.f_ffree;
+		ret->stop_files = MIN_OF((uint64_t)st.f_files / 100, 10000U);
+	}
+	return true;
+}
+
+static bool below_mark(const struct space *sp, unsigned times)
+{
+	return sp->free_bytes < times * sp->stop_bytes ||
+	       (sp->stop_files > 0 && sp->free_files < times * sp->stop_files);
+}
+
+void evict_measure(struct pool *p)
+{
+	uint64_t closed = p->bytes > p->open_bytes ? p->bytes - p->open_bytes : 0;
+	bool full = atomic_load(&p->no_space) || closed > p->limit_bytes + p->limit_bytes / 4;
+
+	if (atomic_exchange(&p->full, full) && !full)
+		pthread_cond_broadcast(&p->progress);
+}
+
+void evict_wake(struct pool *p)
+{
+	lock_take(&p->lock);
+	p->house_wanted = true;
+	pthread_cond_signal(&p->house);
+	lock_drop(&p->lock);
+}
+
+errint_t evict_throttle(struct pool *p, bool wait)
+{
+	uint64_t until;
+
+	if (!atomic_load_explicit(&p->full, memory_order_relaxed))
+		return 0;
+	if (!wait)
+		return -EAGAIN;
+	until = clock_mono_ms() + THROTTLE_MS;
+	evict_wake(p);
+	lock_take(&p->lock);
+	while (atomic_load(&p->full) && !atomic_load(&p->stopping)) {
+		uint64_t now = clock_mono_ms();
+
+		if (now >= until || (atomic_load(&p->no_space) && p->dirty_count == 0))
+			break;
+		(void)lock_wait_ms(&p->lock, &p->progress, MIN_OF(until - now, 200U));
+	}
+	lock_drop(&p->lock);
+	/* Above pool_size only: goes on, and status says by how much. */
+	return atomic_load(&p->no_space) ? -ENOSPC : 0;
+}
+
+/* ---- eviction ---- */
+
+static bool is_candidate(const struct scratch *s)
+{
+	return !s->is_dirty && !s->is_open && !s->is_flushing && !s->pinned && !s->busy &&
+	       !s->doomed_listed;
+}
+
+/* (E1) node->lock held. */
+static errint_t evict_locked(struct pool *p, struct scratch *s)
+{
+	errint_t r;
+
+	if (s->opens > 0)
+		return -EBUSY;
+	if (s->record.state == RECORD_DIRTY || s->flushing)
+		return -EAGAIN;
+	if (s->holds > 0 || s->doomed || (s->hydration && s->hydration->users > 1))
+		return -EBUSY;
+	r = scratch_destroy(p, s);
+	if (r == 0)
+		count_one(COUNTER_EVICTIONS);
+	return r;
+}
+
+static errint_t evict_unattached(struct pool *p, struct scratch *s)
+{
+	errint_t r = scratch_destroy(p, s); /* s->busy keeps everybody else off */
+
+	if (r < 0) {
+		lock_take(&p->lock);
+		s->busy = false;
+		lock_drop(&p->lock);
+	} else {
+		count_one(COUNTER_EVICTIONS);
+	}
+	lock_take(&p->lock);
+	pthread_cond_broadcast(&p->progress);
+	lock_drop(&p->lock);
+	return r;
+}
+
+struct victim {
+	struct node *n; /* referenced, or NULL */
+	struct scratch *s;
+};
+
+/* Least recently used first. p->lock held. */
+static size_t choose(struct pool *p, struct victim *v, uint64_t excess, bool disk_low)
+{
+	uint64_t now = clock_mono_ms(), partial = 0;
+	struct scratch *s;
+	size_t n = 0;
+
+	DL_FOREACH2(p->lru, s, lru_next) {
+		bool idle, extra = false;
+
+		if (n == CANDIDATES)
+			break;
+		if (!is_candidate(s))
+			continue;
+		idle = now - s->last_use_ms > p->max_idle_ms;
+		if (s->node && !atomic_load(&s->whole))
+			extra = ++partial > IDLE_PARTIAL;
+		if (excess == 0 && !idle && !disk_low && !extra)
+			continue;
+		excess -= MIN_OF(excess, s->bytes);
+		v[n].n = s->node;
+		v[n].s = s;
+		if (s->node)
+			node_ref(p->tree, s->node);
+		else
+			s->busy = true;
+		n++;
+	}
+	return n;
+}
+
+/* Dirty idle files are flushed early when room is wanted: oldest first. p->lock held. */
+static void hurry_dirty(struct pool *p)
+{
+	struct scratch *s;
+
+	DL_FOREACH2(p->queue, s, queue_next) {
+		if (s->fail_count == 0)
+			s->due_ms = 0;
+	}
+	pthread_cond_broadcast(&p->work);
+}
+
+void evict_house(struct pool *p)
+{
+	struct victim *v = xcalloc(CANDIDATES, sizeof(*v));
+	struct space space;
+	bool low = false, stop = false;
+	uint64_t excess = 0, run = p->limit_bytes / 10 * 9;
+	size_t n;
+
+	if (measure_disk(p, &space)) {
+		stop = below_mark(&space, 1);
+		low = below_mark(&space, 2);
+	}
+	lock_take(&p->lock);
+	if (atomic_load(&p->no_space) && !stop)
+		stop = below_mark(&space, 2) && stop;
+	atomic_store(&p->no_space, stop);
+	evict_measure(p);
+	if (p->bytes > p->limit_bytes)
+		excess = p->bytes - run;
+	n = choose(p, v, excess, low);
+	if (excess > 0 || low)
+		hurry_dirty(p);
+	lock_drop(&p->lock);
+	for (size_t i = 0; i < n; i++) {
+		if (!v[i].n) {
+			(void)evict_unattached(p, v[i].s);
+			continue;
+		}
+		lock_take(&v[i].n->lock);
+		if (v[i].n->scratch == v[i].s)
+			(void)evict_locked(p, v[i].s);
+		lock_drop(&v[i].n->lock);
+		if (p->notify)
+			p->notify(p->notify_ctx, v[i].n->ino);
+		node_unref(p->tree, v[i].n);
+	}
+	free(v);
+	lock_take(&p->lock);
+	pthread_cond_broadcast(&p->progress);
+	lock_drop(&p->lock);
+}
+
+errint_t pool_evict(struct pool *p, struct node *n)
+{
+	errint_t r;
+	bool pinned;
+
+	lock_take(&n->lock);
+	if (!n->scratch)
+		scratch_adopt_earlier(p, n);
+	if (n->scratch) {
+		lock_take(&p->lock);
+		pinned = n->scratch->pinned;
+		lock_drop(&p->lock);
+		r = pinned ? -EPERM : evict_locked(p, n->scratch);
+	} else {
+		r = -ENOENT;
+	}
+	lock_drop(&n->lock);
+	if (r == 0 && p->notify)
+		p->notify(p->notify_ctx, n->ino);
+	return r;
+}
+
+/* ---- doomed ---- */
+
+void evict_add_doomed(struct pool *p, struct scratch *s)
+{
+	lock_take(&p->lock);
+	if (!s->doomed_listed) {
+		if (p->doomed_count == p->doomed_allocated) {
+			p->doomed_allocated = MAX_OF(64U, 2 * p->doomed_allocated);
+			p->doomed = xrealloc(p->doomed, p->doomed_allocated * sizeof(*p->doomed));
+		}
+		p->doomed[p->doomed_count++] = s;
+		s->doomed_listed = true;
+	}
+	lock_drop(&p->lock);
+}
+
+void pool_unlinked(struct pool *p, struct node *n, struct node *dir)
+{
+	struct scratch *s;
+
+	if (!S_ISREG(n->type))
+		return;
+	lock_take(&n->lock);
+	if (!n->scratch)
+		scratch_adopt_earlier(p, n);
+	s = n->scratch;
+	if (s && !s->doomed) {
+		s->doomed = true;
+		s->doomed_dirty = s->record.state == RECORD_DIRTY;
+		node_ref(p->tree, dir);
+		s->doomed_dir = dir;
+		flush_unqueue_always(p, s);
+		if (s->record.state == RECORD_DIRTY) {
+			s->record.flags |= RECORD_DOOMED;
+			(void)scratch_record(p, s); /* else recovery keeps what it cannot place */
+		}
+		scratch_mirror(p, s);
+		if (s->opens == 0 && !s->flushing)
+			evict_add_doomed(p, s);
+	}
+	lock_drop(&n->lock);
+}
+
+static errint_t sync_doomed_dir(struct pool *p, struct node *dir)
+{
+	struct dirfd *pin;
+	errint_t r;
+	int dirfd;
+
+	rwlock_rd(&p->tree->ns);
+	r = node_open_dir(p->tree, dir, &dirfd, &pin);
+	rwlock_drop(&p->tree->ns);
+	if (r < 0) {
+		/* The directory itself is gone. */
+		return sys_syncfs(p->store->root_fd);
+	}
+	r = store_sync_dir(dirfd);
+	dirfd_release(p->tree, pin);
+	return r;
+}
+
+void evict_doomed(struct pool *p)
+{
+	struct scratch **list;
+	struct node *last = NULL;
+	size_t count;
+	errint_t synced = 0;
+
+	lock_take(&p->lock);
+	list = p->doomed;
+	count = p->doomed_count;
+	p->doomed = NULL;
+	p->doomed_count = p->doomed_allocated = 0;
+	lock_drop(&p->lock);
+	for (size_t i = 0; i < count; i++) { /* only this function frees a listed one */
+		struct scratch *s = list[i];
+		struct node *n = s->node;
+		bool gone = false;
+
+		if (s->doomed_dir != last && s->doomed_dirty) {
+			if (last)
+				node_unref(p->tree, last);
+			last = s->doomed_dir;
+			node_ref(p->tree, last);
+			synced = sync_doomed_dir(p, last); /* (E3) */
+			step("doomed.synced");
+		}
+		node_ref(p->tree, n);
+		lock_take(&n->lock);
+		lock_take(&p->lock);
+		s->doomed_listed = false;
+		lock_drop(&p->lock);
+		if (s->opens == 0 && s->holds == 0 && !s->flushing &&
+		    (!s->doomed_dirty || synced == 0))
+			gone = scratch_destroy(p, s) == 0;
+		else if (s->opens > 0)
+			gone = true; /* reopened: its last close lists it again */
+		lock_drop(&n->lock);
+		node_unref(p->tree, n);
+		if (!gone)
+			evict_add_doomed(p, s);
+	}
+	if (last)
+		node_unref(p->tree, last);
+	free(list);
+}
+
+/* ---- the thread ---- */
+
+static void *house_main(void *arg)
+{
+	struct pool *p = arg;
+	uint64_t interval = MIN_OF((uint64_t)HOUSE_MS, p->sync_ms);
+
+	lock_take(&p->lock);
+	while (!atomic_load(&p->stopping)) {
+		if (!p->house_wanted)
+			(void)lock_wait_ms(&p->lock, &p->house, interval);
+		p->house_wanted = false;
+		lock_drop(&p->lock);
+		evict_house(p);
+		flush_house(p);
+		sync_house(p);
+		evict_doomed(p);
+		lock_take(&p->lock);
+	}
+	lock_drop(&p->lock);
+	return NULL;
+}
+
+errint_t evict_start(struct pool *p)
+{
+	errint_t r = thread_start(&p->housekeeper, "housekeeper", house_main, p);
+
+	p->house_running = r == 0;
+	return r;
+}
+
+void evict_stop(struct pool *p)
+{
+	if (!p->house_running)
+		return;
+	lock_take(&p->lock);
+	atomic_store(&p->stopping, true);
+	pthread_cond_broadcast(&p->house);
+	lock_drop(&p->lock);
+	(void)pthread_join(p->housekeeper, NULL);
+	p->house_running = false;
+}

@@ -1,0 +1,376 @@
+/*
+ * The store side of a flush: where the object of a scratch is, whether it is still the one
+ * the scratch came from, and how the new one takes its place. Invariants (F1), (F3), (F5),
+ * (F7) of flush.c are upheld here.
+ *
+ * Ways in:
+ *   replace    one link: rename over it
+ *   copy over  several links, or a rename would change the owner: into the same inode, by
+ *              a durable intent
+ *   plain      a file without .zst becomes N.zst and N goes; where it may not (several links, name too
+ *              long) it is written in place as it is
+ *   conflict   the object is not what the scratch came from: the foreign one is linked to
+ *              NAME.cellar-conflict-TIME first, then ours takes the name (design, section 8)
+ *   again      the object is gone: it is made anew under its last name
+ */
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/text.h"
+#include "pool/flush-job.h"
+
+#define CONFLICT_TRIES 100
+
+/* An ordinary user's own file may be unreadable by its mode: opened by giving the bit for a
+ * moment. */
+static int open_target(int dirfd, const char *name, const struct stat *st)
+{
+	int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOATIME, path_fd;
+	int fd = sys_openat(dirfd, name, flags, 0);
+
+	if (fd == -EPERM)
+		fd = sys_openat(dirfd, name, flags & ~O_NOATIME, 0);
+	if (fd != -EACCES || st->st_uid != geteuid())
+		return fd;
+	path_fd = sys_openat(dirfd, name, O_PATH | O_NOFOLLOW, 0);
+	if (path_fd < 0)
+		return fd;
+	if (chmod(fd_path(path_fd).s, (st->st_mode & 07777) | S_IRUSR) == 0) {
+		fd = sys_openat(dirfd, name, flags, 0);
+		(void)chmod(fd_path(path_fd).s, st->st_mode & 07777);
+	}
+	(void)sys_close(path_fd);
+	return fd;
+}
+
+/* (F3) node->lock held; info is valid. */
+static bool base_is_current(const struct job *j)
+{
+	const struct stamp *base = &j->s->record.base;
+	const struct catalog_file *info = &j->n->info;
+
+	if (j->s->record.flags & RECORD_NEW) /* still the 0-byte place-holder */
+		return ident_equal(&base->ident, &j->n->ident) && info->stored_size == 0;
+	return ident_equal(&base->ident, &j->n->ident) && base->stored_size == info->stored_size &&
+	       base->trailer_hash[0] == info->trailer_hash[0] &&
+	       base->trailer_hash[1] == info->trailer_hash[1];
+}
+
+static void decide_plain(struct pool *p, struct job *j)
+{
+	size_t len = strlen(j->at.store_name.s);
+	struct stat st;
+
+	j->plain = j->target_st.st_nlink > 1 || len + NAMES_SUFFIX_LEN > p->store->name_max;
+	if (!j->plain) {
+		memcpy(j->install_name.s + len, NAMES_SUFFIX, NAMES_SUFFIX_LEN + 1);
+		j->plain = sys_fstatat(j->at.dirfd, j->install_name.s, &st,
+				       AT_SYMLINK_NOFOLLOW) != -ENOENT;
+	}
+	if (j->plain) {
+		j->install_name = j->at.store_name;
+		j->copy_over = true;
+	}
+}
+
+/* The usual: the node's name leads to its object. */
+static errint_t target_at_place(struct pool *p, struct job *j)
+{
+	errint_t r;
+
+	j->install_name = j->at.store_name;
+	r = sys_fstatat(j->at.dirfd, j->at.store_name.s, &j->target_st, AT_SYMLINK_NOFOLLOW);
+	if (r == 0)
+		r = resolve_info(p->tree, j->n, j->at.dirfd, j->at.store_name.s, &j->target_st,
+				 &j->cause);
+	if (r < 0)
+		return r;
+	j->target_fd = open_target(j->at.dirfd, j->at.store_name.s, &j->target_st);
+	if (j->target_fd < 0)
+		return set_cause_errno(&j->cause, j->target_fd, "cannot open its object");
+	r = sys_fstat(j->target_fd, &j->target_st);
+	if (r < 0)
+		return r;
+	j->conflict = !base_is_current(j);
+	if (j->conflict)
+		j->unchanged = false;
+	if (j->n->plain)
+		decide_plain(p, j);
+	else if (j->target_st.st_nlink > 1 && !j->conflict)
+		j->copy_over = true;
+	return 0;
+}
+
+/* All known names are gone, but the inode lives on under others: written through the
+ * descriptor that unlink kept. */
+static errint_t target_unnamed(struct job *j)
+{
+	j->target_fd = dup(j->n->dead_fd);
+	if (j->target_fd < 0)
+		return -errno;
+	j->copy_over = true;
+	j->plain = j->n->plain;
+	return sys_fstat(j->target_fd, &j->target_st);
+}
+
+/* The object went away behind us, or another one stands in its place. Gives n->lock up for
+ * the walk (s->flushing keeps the scratch). */
+static errint_t target_by_hint(struct pool *p, struct job *j)
+{
+	cleanup_free char *hint = xstrdup(j->s->hint ? j->s->hint : "");
+	char *slash = strrchr(hint, '/');
+	const char *base = slash ? slash + 1 : hint;
+	struct node *dir = NULL;
+	struct stat st;
+	errint_t r;
+
+	if (!*base || strlen(base) > NAME_MAX)
+		return set_cause(&j->cause, -ENOENT, "its object is gone and its name unknown");
+	memcpy(j->at.store_name.s, base, strlen(base) + 1);
+	lock_drop(&j->n->lock);
+	if (slash) {
+		*slash = '\0';
+		r = resolve_store_path(p->tree, hint, &dir, &st);
+	} else {
+		dir = p->tree->root;
+		node_ref(p->tree, dir);
+		r = 0;
+	}
+	if (r == 0 && !S_ISDIR(dir->type))
+		r = -ENOTDIR;
+	if (r == 0)
+		r = node_open_dir(p->tree, dir, &j->at.dirfd, &j->at.pin);
+	lock_take(&j->n->lock);
+	if (r < 0) {
+		if (dir)
+			node_unref(p->tree, dir);
+		return set_cause_errno(&j->cause, r, "its object and its directory are gone");
+	}
+	j->at.parent = dir;
+	j->have_place = true;
+	j->install_name = j->at.store_name;
+	j->unchanged = false;
+	r = sys_fstatat(j->at.dirfd, j->at.store_name.s, &j->target_st, AT_SYMLINK_NOFOLLOW);
+	j->conflict = r == 0;
+	if (r == -ENOENT)
+		memset(&j->target_st, 0, sizeof(j->target_st));
+	return r == -ENOENT ? 0 : r;
+}
+
+errint_t job_find_target(struct pool *p, struct job *j)
+{
+	errint_t r = node_place(p->tree, j->n, &j->at);
+
+	if (r == 0) {
+		j->have_place = true;
+		return target_at_place(p, j);
+	}
+	if (r != -ENOENT)
+		return set_cause_errno(&j->cause, r, "cannot reach its object");
+	if (j->n->dead_fd >= 0)
+		return target_unnamed(j);
+	if (j->s->doomed)
+		return -EAGAIN;
+	return target_by_hint(p, j);
+}
+
+static bool has_name(struct pool *p, struct node *n, struct node *parent, const char *store_name)
+{
+	bool found = false;
+
+	lock_take(&p->tree->lock);
+	for (struct node_name *m = n->names; m && !found; m = m->next)
+		found = m->parent == parent && strcmp(m->store_name, store_name) == 0;
+	lock_drop(&p->tree->lock);
+	return found;
+}
+
+errint_t job_lock_target(struct pool *p, struct job *j)
+{
+	struct ident ident;
+	struct stat st;
+	errint_t r;
+
+	if (!j->have_place) {
+		lock_take(&j->n->lock);
+		return 0;
+	}
+	node_lock_pair(j->at.parent, j->n);
+	r = sys_fstatat(j->at.dirfd, j->at.store_name.s, &st, AT_SYMLINK_NOFOLLOW);
+	if (r == 0)
+		r = ident_get(j->at.dirfd, j->at.store_name.s, &ident);
+	if (r == -ENOENT && j->target_fd <= 0 && !j->conflict)
+		return 0; /* made again, and still nothing there */
+	if (r == 0 && j->target_fd > 0 && has_name(p, j->n, j->at.parent, j->at.store_name.s) &&
+	    ident_equal(&ident, &j->n->ident) && st.st_size == j->target_st.st_size &&
+	    timespec_cmp(&st.st_mtim, &j->target_st.st_mtim) == 0)
+		return 0;
+	if (r == 0 && j->conflict && st.st_ino == j->target_st.st_ino)
+		return 0;
+	job_unlock_target(p, j);
+	return r == 0 || r == -ENOENT ? -EAGAIN : r;
+}
+
+void job_unlock_target(struct pool *p, struct job *j)
+{
+	if (j->have_place)
+		node_unlock_pair(j->at.parent, j->n);
+	else
+		lock_drop(&j->n->lock);
+}
+
+/* Keeps what is at the name under another one. */
+static errint_t keep_foreign(struct pool *p, struct job *j)
+{
+	const char *stored = j->at.store_name.s;
+	struct name logical, keep, keep_stored;
+	bool decoded = name_decode(stored, true, &logical);
+	cleanup_free char *path = NULL;
+	errint_t r = -EEXIST;
+
+	for (int i = 0; i < CONFLICT_TRIES && r == -EEXIST; i++) {
+		name_conflict(logical.s, (int64_t)clock_now().tv_sec + i, &keep);
+		keep_stored = keep;
+		if (decoded && name_has_suffix(stored)) {
+			r = name_encode(keep.s, true, &keep_stored);
+			if (r < 0)
+				break;
+		}
+		r = sys_linkat(j->at.dirfd, stored, j->at.dirfd, keep_stored.s, 0);
+		if (r == -EPERM || r == -EOPNOTSUPP) /* a directory, or no hard links here */
+			r = sys_renameat2(j->at.dirfd, stored, j->at.dirfd, keep_stored.s,
+					  RENAME_NOREPLACE);
+	}
+	if (r < 0)
+		return set_cause_errno(&j->cause, r,
+				       "its object was changed behind cellar and cannot be kept "
+				       "beside it");
+	count_one(COUNTER_CONFLICTS);
+	path = text_escape(stored);
+	log_warn("\"%s\" was changed behind cellar while it was dirty here: the foreign version is "
+		 "kept as \"%s\"",
+		 path, keep_stored.s);
+	return 0;
+}
+
+/* Node, record (in memory) and info learn what the object is now. fd: the new object. */
+static errint_t adopt_object(struct pool *p, struct job *j, int fd)
+{
+	struct catalog_file *info = &j->n->info;
+	struct object object;
+	struct stamp stamp;
+	struct stat st;
+	errint_t r = sys_fstat(fd, &st);
+
+	if (r == 0)
+		r = object_open(fd, &object, &j->cause);
+	if (r < 0)
+		return r;
+	r = stamp_of(fd, &object, &stamp);
+	if (r == 0) {
+		node_set_ident(p->tree, j->n, &stamp.ident);
+		j->s->record.base = stamp;
+		j->s->record.flags &= ~RECORD_NEW;
+		memset(info, 0, sizeof(*info));
+		info->ident = stamp.ident;
+		info->ino = j->n->ino;
+		info->type = S_IFREG;
+		info->kind = j->plain ? OBJECT_PLAIN : object.kind;
+		info->logical_size = j->plain ? (uint64_t)st.st_size : object.logical_size;
+		info->stored_size = (uint64_t)st.st_size;
+		info->stored_mtime = st.st_mtim;
+		memcpy(info->trailer_hash, stamp.trailer_hash, sizeof(info->trailer_hash));
+		info->seq = j->seq;
+		info->level = p->level;
+		info->frames = (uint32_t)j->result.frames;
+		j->n->info_valid = true;
+		resolve_keep_ctime(p->tree, j->n, &st, &j->ctime);
+	}
+	object_close(&object);
+	return r;
+}
+
+static errint_t install_copy_over(struct pool *p, struct job *j)
+{
+	struct timespec ts[2] = {j->target_st.st_atim, {0}};
+	struct stat st;
+	errint_t r = sys_fstat(j->in_fd, &st);
+	int fd;
+
+	if (r < 0)
+		return r;
+	ts[1] = st.st_mtim;
+	if (j->have_place)
+		fd = sys_openat(j->at.dirfd, j->at.store_name.s, O_RDWR | O_NOFOLLOW, 0);
+	else
+		fd = dup(j->n->dead_fd);
+	if (fd < 0)
+		return set_cause_errno(&j->cause, fd, "cannot write its object");
+	r = store_copy_over(p->store, j->tmp.s, fd, &j->n->ident, j->s->hint ? j->s->hint : "",
+			    ts, &j->cause);
+	if (r == 0) {
+		j->tmp.s[0] = '\0';
+		r = adopt_object(p, j, fd);
+	}
+	(void)sys_close(fd);
+	return r;
+}
+
+/* The rename of a plain file's object is done: the plain name goes. */
+static errint_t drop_plain_name(struct pool *p, struct job *j)
+{
+	cleanup_free char *path = NULL;
+	errint_t r;
+
+	step("flush.ingested");
+	r = sys_unlinkat(j->at.dirfd, j->at.store_name.s, 0);
+	if (r < 0 && r != -ENOENT)
+		return r; /* shadowed by the object from now on */
+	node_add_name(p->tree, j->n, j->at.parent, j->install_name.s);
+	node_remove_name(p->tree, j->n, j->at.parent, j->at.store_name.s);
+	j->n->plain = false;
+	path = node_store_path(p->tree, j->n);
+	(void)record_write_hint(j->in_fd, path);
+	free(j->s->hint);
+	j->s->hint = steal_pointer(&path);
+	return 0;
+}
+
+static errint_t install_replace(struct pool *p, struct job *j)
+{
+	bool renamed_plain = strcmp(j->install_name.s, j->at.store_name.s) != 0;
+	struct stat before, shown, after;
+	struct timespec ts[2];
+	errint_t r = sys_fstat(j->at.dirfd, &before);
+
+	if (r < 0)
+		return r;
+	resolve_attr(j->at.parent, &before, &shown);
+	if (j->conflict)
+		r = keep_foreign(p, j);
+	if (r == 0)
+		r = store_replace(p->store, j->tmp.s, j->at.dirfd, j->install_name.s);
+	if (r < 0)
+		return set_cause_errno(&j->cause, r, "cannot put the new object in its place");
+	j->tmp.s[0] = '\0';
+	j->installed = true;
+	r = adopt_object(p, j, j->out_fd);
+	if (r == 0 && renamed_plain)
+		r = drop_plain_name(p, j);
+	if (j->target_fd <= 0)
+		node_add_name(p->tree, j->n, j->at.parent, j->install_name.s);
+	/* Users must not see our renames in the directory's times (promise 9). */
+	ts[0].tv_nsec = UTIME_OMIT;
+	ts[1] = before.st_mtim;
+	if (renamed_plain)
+		(void)sys_utimensat(AT_FDCWD, fd_path(j->at.dirfd).s, ts, 0);
+	if (sys_fstat(j->at.dirfd, &after) == 0)
+		resolve_keep_ctime(p->tree, j->at.parent, &after, &shown.st_ctim);
+	return r;
+}
+
+errint_t job_install(struct pool *p, struct job *j)
+{
+	return j->copy_over ? install_copy_over(p, j) : install_replace(p, j);
+}

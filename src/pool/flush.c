@@ -1,0 +1,602 @@
+/*
+ * Flushing: bringing objects up to date from dirty scratch (design, section 6).
+ *
+ *   dirty --job_prepare--> flushing --job_finish--> clean, or dirty again
+ *
+ * The queue is ordered by due time; flusher threads take small files in batches, so that
+ * their directory syncs are shared, and large ones alone. The steps of one job:
+ *
+ *   job_prepare   number of the flush; gen and size of what will be encoded     [lock]
+ *   job_encode    scratch -> tmp/, verified by decoding, attributes copied      [no lock]
+ *   job_sync      fsync of the tmp file                                         [no lock]
+ *   job_commit    still the same? rename over (or copy over); new identity      [ns, dir, file]
+ *   (batch)       fsync of each directory, once                                 [no lock]
+ *   job_finish    record clean, catalog                                         [lock]
+ *
+ * Invariants:
+ *  (F1) The object at the name decodes to the old content or to the new one at every instant: the
+ *       new one is complete, verified and fsynced before the rename; a copy over has a
+ *       durable intent naming its target and the complete source.
+ *  (F2) Content is one consistent version: gen is equal before and after encoding, both
+ *       read under the gate (G2); otherwise the tmp file is thrown away and the file stays dirty.
+ *       A file that is written all the time is encoded with the gate held: its writers wait.
+ *  (F3) The object that is replaced still has the base's stamp, seen under the locks that every
+ *       change through the mount takes; otherwise it is kept beside (conflict.c).
+ *  (F4) The record becomes clean only after the fsync of the directory; and only if gen is still
+ *       what was encoded and no writer has it open.
+ *  (F5) seq of the record is raised before the object that carries it can exist, in memory
+ *       and, before the rename, in the record.
+ *  (F6) An error leaves the scratch dirty; it is counted, kept for status, retried with
+ *       back-off, and nothing of the old object is touched.
+ *  (F7) The attributes of the new object are those of the old one at the rename: copied
+ *       before, and copied again under the locks if the object's ctime moved since.
+ */
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/text.h"
+#include "base/workers.h"
+#include "codec/encode.h"
+#include "pool/flush-job.h"
+#include "store/attrs.h"
+
+#include "utlist.h"
+
+#define BATCH_MAX      64          /* small files flushed together */
+#define SMALL_BYTES    (1U << 20)  /* up to here a file counts as small */
+#define OPTIMISTIC     3           /* tries before writers are held up */
+#define BACKOFF_MAX_MS 60000
+#define NICE           5
+
+/* ---- the queue ---- */
+
+static int by_due(const struct scratch *a, const struct scratch *b)
+{
+	return a->due_ms < b->due_ms ? -1 : a->due_ms > b->due_ms;
+}
+
+/* pool->lock held. */
+static void queue_insert(struct pool *p, struct scratch *s)
+{
+	struct scratch *tail = p->queue ? p->queue->queue_prev : NULL;
+
+	s->queued = true;
+	if (!tail || by_due(tail, s) <= 0) {
+		DL_APPEND2(p->queue, s, queue_prev, queue_next);
+	} else if (by_due(s, p->queue) < 0) {
+		DL_PREPEND2(p->queue, s, queue_prev, queue_next);
+	} else {
+		/* Rare: a retry among fresh ones. */
+		DL_INSERT_INORDER2(p->queue, s, by_due, queue_prev, queue_next);
+	}
+}
+
+/* pool->lock held. */
+static void queue_remove(struct pool *p, struct scratch *s)
+{
+	if (!s->queued)
+		return;
+	DL_DELETE2(p->queue, s, queue_prev, queue_next);
+	s->queued = false;
+}
+
+void flush_queue(struct pool *p, struct scratch *s, uint64_t delay_ms, bool urgent)
+{
+	uint64_t due = delay_ms == 0 ? 0 : clock_mono_ms() + delay_ms;
+
+	lock_take(&p->lock);
+	if (s->queued && s->urgent && !urgent) {
+		/* Somebody waits for it: not put off. */
+		lock_drop(&p->lock);
+		return;
+	}
+	queue_remove(p, s);
+	s->due_ms = due;
+	s->urgent = s->urgent || urgent;
+	queue_insert(p, s);
+	pthread_cond_signal(&p->work);
+	lock_drop(&p->lock);
+}
+
+void flush_unqueue(struct pool *p, struct scratch *s)
+{
+	lock_take(&p->lock);
+	if (!s->urgent)
+		queue_remove(p, s);
+	lock_drop(&p->lock);
+}
+
+void flush_unqueue_always(struct pool *p, struct scratch *s)
+{
+	lock_take(&p->lock);
+	queue_remove(p, s);
+	s->urgent = false;
+	lock_drop(&p->lock);
+}
+
+/* The first that is due and in nobody's work; *ret_wait_ms: how long there is none. p->lock held. */
+static struct scratch *queue_next_due(struct pool *p, struct scratch *from, uint64_t *ret_wait_ms)
+{
+	uint64_t now = clock_mono_ms();
+	struct scratch *s;
+
+	*ret_wait_ms = 1000;
+	for (s = from; s; s = s->queue_next) {
+		if (s->due_ms > now) {
+			*ret_wait_ms = s->due_ms - now;
+			return NULL;
+		}
+		if (!s->is_flushing)
+			return s;
+	}
+	return NULL;
+}
+
+/* Takes what is due: one large file, or small ones up to BATCH_MAX. Waits; 0 when stopping. */
+static size_t queue_take(struct pool *p, struct job *jobs)
+{
+	uint64_t wait_ms, share;
+	struct scratch *s, *next;
+	size_t n = 0;
+
+	lock_take(&p->lock);
+	while (!atomic_load(&p->stopping)) {
+		s = queue_next_due(p, p->queue, &wait_ms);
+		if (s)
+			break;
+		(void)lock_wait_ms(&p->lock, &p->work, wait_ms);
+	}
+	share = 1 + p->dirty_count / p->flusher_count;
+	if (atomic_load(&p->stopping))
+		s = NULL;
+	for (; s && n < BATCH_MAX && n < share; s = next) {
+		bool small = s->bytes <= SMALL_BYTES;
+
+		if (n > 0 && !small)
+			break;
+		next = s->queue_next;
+		queue_remove(p, s);
+		memset(&jobs[n], 0, sizeof(jobs[n]));
+		jobs[n].s = s;
+		jobs[n].urgent = s->urgent;
+		s->urgent = false;
+		jobs[n].n = s->node;
+		node_ref(p->tree, s->node); /* alive: its scratch is listed */
+		n++;
+		if (!small)
+			break;
+		next = queue_next_due(p, next, &wait_ms);
+	}
+	lock_drop(&p->lock);
+	return n;
+}
+
+/* ---- one job ---- */
+
+/* dirty -> flushing. False: nothing to do (any more). */
+static bool job_prepare(struct pool *p, struct job *j)
+{
+	struct scratch *s;
+	struct stat st;
+	bool go = false;
+
+	lock_take(&j->n->lock);
+	s = j->n->scratch; /* listed ones may have gone meanwhile */
+	if (!s || s != j->s || s->doomed || s->flushing || s->record.state != RECORD_DIRTY)
+		goto out;
+	if (s->opens > 0 && s->writers > 0 && !j->urgent)
+		goto out; /* reopened: its last close queues it */
+	j->in_fd = scratch_open_fd(p, s, O_RDONLY);
+	if (j->in_fd < 0) {
+		j->error = j->in_fd;
+		goto out;
+	}
+	rwlock_wr(&s->gate);
+	j->gen = atomic_load(&s->gen);
+	j->error = sys_fstat(j->in_fd, &st);
+	rwlock_drop(&s->gate);
+	if (j->error < 0)
+		goto out;
+	j->size = (uint64_t)st.st_size;
+	j->seq = ++s->record.seq; /* (F5) */
+	j->hold_writers = s->flush_tries >= OPTIMISTIC;
+	j->unchanged = j->gen == atomic_load(&s->flushed_gen) &&
+		       !(s->record.flags & RECORD_NEW) && !ident_is_none(&s->record.base.ident);
+	j->prepared = s->flushing = true;
+	scratch_mirror(p, s);
+	go = true;
+out:
+	lock_drop(&j->n->lock);
+	return go;
+}
+
+static errint_t job_encode(struct pool *p, struct job *j)
+{
+	struct encode_params params = {
+	    .level = p->level,
+	    .frame_size = p->frame_size,
+	    .threads = j->size > 8 * SMALL_BYTES ? p->flusher_count : 1,
+	};
+	errint_t r;
+
+	j->out_fd = store_tmp_create(p->store, &j->tmp);
+	if (j->out_fd < 0)
+		return set_cause_errno(&j->cause, j->out_fd, "cannot make a file in the store");
+	if (j->plain) {
+		r = full_copy_range(j->in_fd, 0, j->out_fd, 0, j->size);
+		return r < 0 ? set_cause_errno(&j->cause, r, "cannot write to the store") : 0;
+	}
+	params.cellar.pool = p->place.uuid;
+	params.cellar.ino = j->n->ino;
+	params.cellar.seq = j->seq;
+	params.cellar.ctime = j->ctime;
+	r = encode_object(j->in_fd, j->size, j->out_fd, &params, &j->result, &j->cause);
+	step("flush.encoded");
+	if (r == 0)
+		r = encode_verify(j->out_fd, &j->result, params.threads, &j->cause);
+	if (r == 0)
+		sys_start_writeout(j->out_fd, 0, 0);
+	step("flush.verified");
+	return r;
+}
+
+/* Where the object is and how it will be brought up to date; attributes of the old one. */
+static errint_t job_look(struct pool *p, struct job *j)
+{
+	struct scratch *s = j->s;
+	errint_t r;
+
+	rwlock_rd(&p->tree->ns);
+	lock_take(&j->n->lock);
+	r = job_find_target(p, j);
+	if (r == 0) {
+		struct timespec stored = j->target_st.st_ctim;
+
+		if (j->n->info_valid &&
+		    timespec_cmp(&stored, &j->n->info.seen_ctime) == 0)
+			stored = j->n->info.ctime;
+		j->ctime = scratch_ctime(s, &stored);
+	}
+	lock_drop(&j->n->lock);
+	rwlock_drop(&p->tree->ns);
+	return r;
+}
+
+static errint_t copy_attributes(struct job *j, bool *ret_refused)
+{
+	struct timespec mtime;
+	struct stat st;
+	errint_t r = sys_fstat(j->in_fd, &st);
+
+	*ret_refused = false;
+	if (r < 0)
+		return r;
+	mtime = st.st_mtim;
+	if (j->target_fd > 0) {
+		r = attrs_copy(j->target_fd, j->out_fd, &mtime, &j->cause);
+		if (r == -EPERM) {
+			free(j->cause);
+			j->cause = NULL;
+			*ret_refused = true;
+			r = 0;
+		}
+		return r;
+	}
+	/* The object is gone: made again with what was known of it. */
+	r = sys_fchown(j->out_fd, j->s->uid, j->s->gid);
+	if (r == 0 || r == -EPERM)
+		r = sys_fchmod(j->out_fd, j->s->mode);
+	if (r == 0) {
+		struct timespec ts[2] = {{.tv_nsec = UTIME_NOW}, mtime};
+
+		r = sys_futimens(j->out_fd, ts);
+	}
+	return r;
+}
+
+/* -EAGAIN: changed since job_prepare (F2). */
+static errint_t check_unchanged(struct job *j)
+{
+	uint64_t gen;
+
+	rwlock_wr(&j->s->gate);
+	gen = atomic_load(&j->s->gen);
+	rwlock_drop(&j->s->gate);
+	return gen == j->gen ? 0 : -EAGAIN;
+}
+
+static errint_t job_encode_all(struct pool *p, struct job *j)
+{
+	bool refused = false;
+	errint_t r = job_look(p, j);
+
+	if (r < 0 || j->unchanged)
+		return r;
+	if (j->hold_writers) {
+		struct stat st;
+
+		rwlock_wr(&j->s->gate);
+		j->gen = atomic_load(&j->s->gen);
+		r = sys_fstat(j->in_fd, &st);
+		j->size = r == 0 ? (uint64_t)st.st_size : 0;
+	}
+	if (r == 0)
+		r = job_encode(p, j);
+	if (j->hold_writers)
+		rwlock_drop(&j->s->gate);
+	else if (r == 0 || r == -ENODATA) /* -ENODATA: it became shorter */
+		r = check_unchanged(j) < 0 ? -EAGAIN : r;
+	if (r == 0)
+		r = copy_attributes(j, &refused);
+	if (r == 0 && refused)
+		j->copy_over = true; /* an ordinary user's daemon and another's file */
+	return r;
+}
+
+static errint_t job_sync(struct job *j)
+{
+	errint_t r;
+
+	if (j->unchanged)
+		return 0;
+	count_one(COUNTER_STORE_SYNCS);
+	r = sys_fsync(j->out_fd);
+	return r < 0 ? set_cause_errno(&j->cause, r, "cannot sync the new object") : 0;
+}
+
+/* (F7): attributes once more if somebody changed them after they were copied. */
+static errint_t refresh_attributes(struct job *j)
+{
+	struct stat st;
+	bool refused;
+	errint_t r;
+
+	if (j->target_fd <= 0 || j->copy_over)
+		return 0;
+	r = sys_fstat(j->target_fd, &st);
+	if (r < 0 || timespec_cmp(&st.st_ctim, &j->target_st.st_ctim) == 0)
+		return r;
+	if (st.st_nlink != j->target_st.st_nlink)
+		return -EAGAIN;
+	r = copy_attributes(j, &refused);
+	if (r == 0 && refused)
+		return -EPERM;
+	j->target_st = st;
+	if (r == 0)
+		r = sys_fsync(j->out_fd);
+	return r;
+}
+
+/* Under ns; takes the locks of directory and file. */
+static errint_t job_commit(struct pool *p, struct job *j)
+{
+	errint_t r;
+
+	if (j->unchanged)
+		return 0;
+	rwlock_rd(&p->tree->ns);
+	r = job_lock_target(p, j);
+	if (r < 0)
+		goto out;
+	r = refresh_attributes(j);
+	if (r == 0) {
+		/* (F5), on disk: recovery compares this number with the object's. */
+		r = scratch_record(p, j->s);
+	}
+	if (r == 0)
+		r = job_install(p, j);
+	job_unlock_target(p, j);
+out:
+	rwlock_drop(&p->tree->ns);
+	return r;
+}
+
+/* ---- after the directories are synced ---- */
+
+static void job_failed(struct pool *p, struct job *j)
+{
+	struct scratch *s = j->s;
+	uint64_t delay;
+	cleanup_free char *path = node_path(p->tree, j->n);
+
+	lock_take(&p->lock);
+	s->fail_count++;
+	delay = MIN_OF(1000ULL << MIN_OF(s->fail_count - 1, 10U), BACKOFF_MAX_MS);
+	free(s->fail_text);
+	s->fail_text = xstrdup(j->cause ? j->cause : strerror(-j->error));
+	lock_drop(&p->lock);
+	count_one(COUNTER_FLUSH_ERRORS);
+	log_err("cannot flush \"%s\": %s; it stays safe in the pool, will retry in %s", path,
+		j->cause ? j->cause : strerror(-j->error), text_duration(delay).s);
+	flush_queue(p, s, delay, s->opens > 0);
+}
+
+/* flushing -> clean or dirty. (F4) */
+static void job_finish(struct pool *p, struct job *j)
+{
+	struct scratch *s = j->s;
+	bool still;
+
+	lock_take(&j->n->lock);
+	s->flushing = false;
+	still = atomic_load(&s->gen) != j->gen;
+	if (j->error == -EAGAIN) {
+		count_one(COUNTER_FLUSH_RETRIES);
+		s->flush_tries++;
+		flush_queue(p, s, s->opens > 0 ? 100 : p->writeback_ms, j->urgent);
+	} else if (j->error < 0) {
+		job_failed(p, j);
+	} else {
+		s->flush_tries = 0;
+		s->sync_error = 0;
+		atomic_store(&s->flushed_gen, j->gen);
+		atomic_store(&s->dirty_since_ms, clock_mono_ms());
+		if (s->doomed) {
+			/* unlinked while it was flushed */
+		} else if (!still && s->writers == 0) {
+			s->record.state = RECORD_CLEAN;
+			s->record.sync_seq = s->record.sync_size = 0;
+			if (scratch_record(p, s) < 0) {
+				s->record.state = RECORD_DIRTY;
+				flush_queue(p, s, 1000, false);
+			}
+			step("flush.recorded");
+		} else {
+			(void)scratch_record(p, s); /* dirty, with its new base */
+			if (s->opens == 0 || still)
+				flush_queue(p, s, s->opens ? p->dirty_age_ms : p->writeback_ms,
+					    s->opens > 0);
+		}
+		count_one(j->unchanged ? COUNTER_FLUSHES_UNCHANGED : COUNTER_FLUSHES);
+		lock_take(&p->lock);
+		s->fail_count = 0;
+		free(s->fail_text);
+		s->fail_text = NULL;
+		lock_drop(&p->lock);
+	}
+	if (s->doomed && s->opens == 0)
+		evict_add_doomed(p, s);
+	scratch_mirror(p, s);
+	lock_drop(&j->n->lock);
+	if (p->notify && j->error == 0)
+		p->notify(p->notify_ctx, j->n->ino);
+}
+
+static void job_clear(struct pool *p, struct job *j)
+{
+	if (j->in_fd > 0)
+		(void)sys_close(j->in_fd);
+	if (j->out_fd > 0)
+		(void)sys_close(j->out_fd);
+	if (j->target_fd > 0)
+		(void)sys_close(j->target_fd);
+	if (j->tmp.s[0])
+		store_tmp_unlink(p->store, j->tmp.s);
+	if (j->have_place)
+		place_release(p->tree, &j->at);
+	free(j->cause);
+	node_unref(p->tree, j->n);
+}
+
+/* One fsync for each directory that took a new object. */
+static void sync_batch_dirs(struct pool *p, struct job *jobs, size_t n)
+{
+	for (size_t i = 0; i < n; i++) {
+		bool done = false;
+		errint_t r;
+
+		if (!jobs[i].installed)
+			continue;
+		for (size_t k = 0; k < i && !done; k++) {
+			done = jobs[k].installed && jobs[k].at.parent == jobs[i].at.parent;
+			if (done && jobs[k].error < 0)
+				jobs[i].error = jobs[k].error;
+		}
+		if (done)
+			continue;
+		r = sync_directories(p, jobs[i].at.parent, jobs[i].at.dirfd);
+		if (r < 0) {
+			jobs[i].error =
+			    set_cause_errno(&jobs[i].cause, r, "cannot sync the directory");
+		}
+	}
+	step("flush.dirsynced");
+}
+
+static void run_batch(struct pool *p, struct job *jobs, size_t n)
+{
+	for (size_t i = 0; i < n; i++) {
+		struct job *j = &jobs[i];
+
+		if (!job_prepare(p, j))
+			continue;
+		j->error = job_encode_all(p, j);
+	}
+	for (size_t i = 0; i < n; i++) {
+		if (jobs[i].prepared && jobs[i].error == 0)
+			jobs[i].error = job_sync(&jobs[i]);
+	}
+	step("flush.synced");
+	for (size_t i = 0; i < n; i++) {
+		if (jobs[i].prepared && jobs[i].error == 0)
+			jobs[i].error = job_commit(p, &jobs[i]);
+	}
+	step("flush.installed");
+	sync_batch_dirs(p, jobs, n);
+	for (size_t i = 0; i < n; i++) {
+		if (jobs[i].prepared) {
+			job_finish(p, &jobs[i]);
+		} else if (jobs[i].error < 0) {
+			lock_take(&jobs[i].n->lock);
+			if (jobs[i].n->scratch == jobs[i].s)
+				job_failed(p, &jobs[i]);
+			lock_drop(&jobs[i].n->lock);
+		}
+		job_clear(p, &jobs[i]);
+	}
+	lock_take(&p->lock);
+	p->flush_events++;
+	pthread_cond_broadcast(&p->progress);
+	lock_drop(&p->lock);
+}
+
+static void *flusher_main(void *arg)
+{
+	struct pool *p = arg;
+	struct job *jobs = xcalloc(BATCH_MAX, sizeof(*jobs));
+	size_t n;
+
+	(void)setpriority(PRIO_PROCESS, (id_t)gettid(), NICE);
+	while ((n = queue_take(p, jobs)) > 0)
+		run_batch(p, jobs, n);
+	free(jobs);
+	return NULL;
+}
+
+errint_t flush_start(struct pool *p)
+{
+	errint_t r = 0;
+
+	p->flushers = xcalloc(p->flusher_count, sizeof(*p->flushers));
+	while (p->flushers_running < p->flusher_count && r == 0) {
+		r = thread_start(&p->flushers[p->flushers_running], "flusher", flusher_main, p);
+		if (r == 0)
+			p->flushers_running++;
+	}
+	return p->flushers_running > 0 ? 0 : r;
+}
+
+void flush_stop(struct pool *p)
+{
+	lock_take(&p->lock);
+	atomic_store(&p->stopping, true);
+	pthread_cond_broadcast(&p->work);
+	pthread_cond_broadcast(&p->progress);
+	lock_drop(&p->lock);
+	while (p->flushers_running > 0)
+		(void)pthread_join(p->flushers[--p->flushers_running], NULL);
+	free(p->flushers);
+	p->flushers = NULL;
+}
+
+/* Files held open for writing longer than max_dirty_age. */
+void flush_house(struct pool *p)
+{
+	uint64_t now = clock_mono_ms();
+	struct scratch *s;
+
+	lock_take(&p->lock);
+	DL_FOREACH2(p->lru, s, lru_next) {
+		if (s->is_dirty && s->is_open && !s->queued && !s->is_flushing && s->node &&
+		    atomic_load(&s->gen) != atomic_load(&s->flushed_gen) &&
+		    now - atomic_load(&s->dirty_since_ms) >= p->dirty_age_ms) {
+			s->due_ms = 0;
+			s->urgent = true;
+			queue_insert(p, s);
+			pthread_cond_signal(&p->work);
+		}
+	}
+	lock_drop(&p->lock);
+}

@@ -1,0 +1,763 @@
+/*
+ * Opening and closing: from a node to a scratch that can be read or written.
+ *
+ * Edges of the state diagram that live here: cold -> hydrating (start_cold), clean -> dirty
+ * (pool_open_file with POOL_WRITE, by scratch_make_dirty), dirty -> clean without work
+ * (last_close of a file that was opened for writing and not written).
+ *
+ * Invariants:
+ *  (O1) A clean idle scratch is used only if its object still has the stamp it came from;
+ *       otherwise it is dropped and hydrated anew (check_base).
+ *  (O2) While writers > 0 the record says dirty, whatever a flusher does meanwhile.
+ *  (O3) Creation: scratch and record (dirty, new) exist before the object does, so that
+ *       after kill -9 a 0-byte object always has a record that knows it as new.
+ */
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/text.h"
+#include "pool/internal.h"
+
+struct new_scratch {
+	struct scratch *s;
+};
+
+/* ---- limits ---- */
+
+static errint_t count_open(struct pool *p)
+{
+	uint64_t n = atomic_fetch_add(&p->open_files, 1);
+
+	if (n < p->max_open)
+		return 0;
+	atomic_fetch_sub(&p->open_files, 1);
+	if (!atomic_exchange(&p->open_limit_logged, true))
+		log_warn("%llu files are open, which is the limit (max_open, RLIMIT_NOFILE): "
+			 "opening more answers ENFILE; this is said once",
+			 (unsigned long long)n);
+	return -ENFILE;
+}
+
+static void uncount_open(struct pool *p)
+{
+	atomic_fetch_sub(&p->open_files, 1);
+}
+
+/* ---- making a scratch ---- */
+
+static int open_object(int dirfd, const char *name, struct stat *st)
+{
+	int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOATIME;
+	int fd = sys_openat(dirfd, name, flags, 0);
+	errint_t r;
+
+	if (fd == -EPERM)
+		fd = sys_openat(dirfd, name, flags & ~O_NOATIME, 0);
+	if (fd < 0)
+		return fd;
+	r = sys_fstat(fd, st);
+	if (r == 0 && !S_ISREG(st->st_mode))
+		r = -ESTALE;
+	if (r < 0) {
+		(void)sys_close(fd);
+		return r;
+	}
+	return fd;
+}
+
+static void remember_owner(struct scratch *s, const struct stat *st)
+{
+	s->mode = st->st_mode & 07777;
+	s->uid = st->st_uid;
+	s->gid = st->st_gid;
+}
+
+/* Files the first record and hint of a new scratch file. */
+static errint_t write_first_record(struct pool *p, struct scratch *s, const char *hint)
+{
+	errint_t r = record_write(s->fd, &s->record);
+
+	if (r == 0)
+		r = record_write_hint(s->fd, hint);
+	if (r == 0) {
+		free(s->hint);
+		s->hint = xstrdup(hint);
+	}
+	return r;
+}
+
+/* cold -> hydrating, or -> dirty and empty with POOL_TRUNC. Under ns and node->lock. */
+static errint_t start_cold(struct pool *p, struct node *n, unsigned flags,
+			   const struct place *at)
+{
+	cleanup_free char *cause = NULL, *path = NULL;
+	struct object object;
+	struct scratch *s;
+	struct stat st;
+	errint_t r;
+	int fd = open_object(at->dirfd, at->store_name.s, &st);
+
+	if (fd < 0)
+		return fd;
+	r = object_open(fd, &object, &cause);
+	if (r < 0) {
+		(void)sys_close(fd);
+		return r;
+	}
+	if (n->plain)
+		object.kind = OBJECT_PLAIN, object.logical_size = object.stored_size;
+	if (object.kind == OBJECT_EMPTY && !(flags & POOL_TRUNC)) {
+		path = node_path(p->tree, n);
+		log_err("\"%s\": its object is empty, which is no valid .zst; reading it answers "
+			"an error",
+			path);
+		r = -EUCLEAN;
+		goto fail;
+	}
+	if (object.logical_size != OBJECT_SIZE_UNKNOWN && object.logical_size > p->max_object) {
+		path = node_path(p->tree, n);
+		log_err("\"%s\" declares %s, more than max_object allows; opening it answers EFBIG",
+			path, text_size(object.logical_size).s);
+		r = -EFBIG;
+		goto fail;
+	}
+	s = scratch_alloc(p, n->ino);
+	r = stamp_of(fd, &object, &s->record.base);
+	if (r == 0)
+		r = s->fd = scratch_create_file(p, n->ino);
+	if (r >= 0) {
+		path = node_store_path(p->tree, n);
+		s->record.seq = object.has_cellar_frame && uuid_equal(&object.cellar.pool, &p->place.uuid)
+				    ? object.cellar.seq
+				    : 0;
+		s->record.flags = RECORD_PARTIAL;
+		if (flags & POOL_TRUNC) {
+			s->record.state = RECORD_DIRTY;
+			s->record.flags = 0;
+		}
+		r = write_first_record(p, s, path);
+	}
+	if (r < 0) {
+		if (s->fd >= 0)
+			(void)sys_unlinkat(p->scratch_fd, scratch_name(s->ino).s, 0);
+		scratch_free(s);
+		goto fail;
+	}
+	remember_owner(s, &st);
+	scratch_register(p, s);
+	scratch_attach(p, s, n);
+	if (flags & POOL_TRUNC) {
+		struct timespec now = clock_now();
+
+		atomic_store(&s->gen, 1);
+		atomic_store(&s->last_write_ns, now.tv_sec * 1000000000LL + now.tv_nsec);
+		atomic_store(&s->whole, true);
+		atomic_store(&s->dirty_since_ms, clock_mono_ms());
+		scratch_mirror(p, s);
+		r = 0;
+		goto fail; /* the object is not needed */
+	}
+	return hydrate_begin(p, s, fd, &object);
+fail:
+	object_close(&object);
+	(void)sys_close(fd);
+	return r;
+}
+
+void scratch_adopt_earlier(struct pool *p, struct node *n)
+{
+	struct scratch *s;
+	bool waited;
+
+	lock_take(&p->lock);
+	for (;;) {
+		HASH_FIND(hh, p->by_ino, &n->ino, sizeof(n->ino), s);
+		if (!s || !s->busy)
+			break;
+		lock_wait(&p->lock, &p->progress); /* its eviction is under way */
+	}
+	if (s && s->node)
+		s = NULL; /* cannot be: a node has one scratch */
+	if (s)
+		s->busy = true;
+	lock_drop(&p->lock);
+	if (!s)
+		return;
+	scratch_attach(p, s, n);
+	waited = s->record.state == RECORD_DIRTY;
+	if (waited) {
+		(void)scratch_record(p, s);
+		scratch_mirror(p, s);
+		flush_queue(p, s, p->writeback_ms, false);
+	}
+	lock_take(&p->lock);
+	s->busy = false;
+	pthread_cond_broadcast(&p->progress);
+	lock_drop(&p->lock);
+	if (waited)
+		atomic_fetch_sub(&p->waiting, 1); /* recovery.c: found where it lies now */
+}
+
+/* (O1): does the object still say what the clean scratch holds? Under ns and node->lock;
+ * -ESTALE: the name leads elsewhere now. */
+static errint_t check_base(struct pool *p, struct node *n, const struct place *at, bool *ret_same)
+{
+	struct scratch *s = n->scratch;
+	cleanup_free char *cause = NULL;
+	struct stat st;
+	errint_t r = sys_fstatat(at->dirfd, at->store_name.s, &st, AT_SYMLINK_NOFOLLOW);
+
+	if (r == 0)
+		r = resolve_info(p->tree, n, at->dirfd, at->store_name.s, &st, &cause);
+	if (r < 0)
+		return r;
+	remember_owner(s, &st);
+	*ret_same = ident_equal(&n->ident, &s->record.base.ident) &&
+		    n->info.stored_size == s->record.base.stored_size &&
+		    n->info.trailer_hash[0] == s->record.base.trailer_hash[0] &&
+		    n->info.trailer_hash[1] == s->record.base.trailer_hash[1];
+	return 0;
+}
+
+/* Makes n->scratch exist and true to its object. Under ns and node->lock. */
+static errint_t ready_scratch(struct pool *p, struct node *n, unsigned flags, bool wait)
+{
+	struct scratch *s;
+	struct place at;
+	bool same = true;
+	errint_t r;
+
+	if (!n->scratch)
+		scratch_adopt_earlier(p, n);
+	s = n->scratch;
+	if (s && (s->opens > 0 || s->record.state == RECORD_DIRTY)) {
+		count_one(COUNTER_OPEN_HITS);
+		return 0;
+	}
+	if (!wait && !s)
+		return -EAGAIN;
+	r = node_place(p->tree, n, &at);
+	if (r < 0)
+		return r == -ENOENT ? -ESTALE : r;
+	if (s) {
+		r = check_base(p, n, &at, &same);
+		if (r == 0 && !same) {
+			log_info("the object of \"%s\" was changed behind cellar; its clean "
+				 "scratch is dropped",
+				 at.store_name.s);
+			r = scratch_destroy(p, s);
+			s = NULL;
+			if (r == 0 && !wait)
+				r = -EAGAIN;
+		}
+	}
+	if (r == 0 && s) {
+		count_one(COUNTER_OPEN_HITS);
+	} else if (r == 0) {
+		count_one(COUNTER_OPEN_MISSES);
+		r = start_cold(p, n, flags, &at);
+	}
+	place_release(p->tree, &at);
+	return r;
+}
+
+/* ---- length 0 by O_TRUNC ---- */
+
+/* Shrinking a synced scratch: the record with the smaller sync_size first, durable, then the
+ * truncation (design, section 5). node->lock held. */
+static errint_t shrink(struct pool *p, struct scratch *s, uint64_t size)
+{
+	errint_t r = 0;
+
+	if (s->record.sync_seq > 0 && s->record.sync_size > size) {
+		s->record.sync_size = size;
+		r = scratch_record(p, s);
+		if (r == 0)
+			r = sys_fsync(s->fd);
+		count_one(COUNTER_POOL_SYNCS);
+	}
+	if (r == 0) {
+		step("shrink.recorded");
+		s->shrinks++;
+		r = sys_ftruncate(s->fd, (off_t)size);
+	}
+	return r;
+}
+
+static void note_change(struct scratch *s)
+{
+	struct timespec now = clock_now();
+
+	atomic_store(&s->last_write_ns, now.tv_sec * 1000000000LL + now.tv_nsec);
+}
+
+/* Under node->lock; waits for writers under way. */
+static errint_t truncate_locked(struct pool *p, struct scratch *s, uint64_t size)
+{
+	struct stat st;
+	errint_t r;
+
+	rwlock_wr(&s->gate);
+	r = sys_fstat(s->fd, &st);
+	atomic_fetch_add(&s->gen, 1);
+	if (r == 0)
+		r = (uint64_t)st.st_size > size ? shrink(p, s, size)
+						: sys_ftruncate(s->fd, (off_t)size);
+	note_change(s);
+	rwlock_drop(&s->gate);
+	if (r == 0) {
+		struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_nsec = UTIME_NOW}};
+
+		/* POSIX: also when the size stays. */
+		(void)sys_futimens(s->fd, ts);
+		s->record.flags &= ~RECORD_MTIME_SET;
+		scratch_sample(p, s);
+	}
+	return r;
+}
+
+/* ---- open and close ---- */
+
+static errint_t acquire(struct pool *p, struct node *n, unsigned flags)
+{
+	struct scratch *s = n->scratch;
+	errint_t r;
+
+	if (s->opens == 0) {
+		r = count_open(p);
+		if (r < 0)
+			return r;
+		if (s->fd < 0) {
+			r = scratch_open_fd(p, s, O_RDWR);
+			if (r < 0) {
+				uncount_open(p);
+				return r;
+			}
+			s->fd = r;
+		}
+	}
+	if (flags & POOL_WRITE)
+		flush_unqueue(p, s); /* writeback_delay starts anew at the next last close */
+	s->opens++;
+	scratch_touch(p, s);
+	scratch_mirror(p, s);
+	return 0;
+}
+
+/* dirty -> clean without work, where nothing was written; else a flush is due. node->lock held,
+ * no writer is left. */
+static void writers_gone(struct pool *p, struct scratch *s)
+{
+	bool unchanged = atomic_load(&s->gen) == atomic_load(&s->flushed_gen) &&
+			 !(s->record.flags & RECORD_NEW) &&
+			 !ident_is_none(&s->record.base.ident);
+
+	if (unchanged) {
+		s->record.state = RECORD_CLEAN;
+		s->record.sync_seq = s->record.sync_size = 0;
+		if (scratch_record(p, s) == 0) {
+			count_one(COUNTER_FLUSHES_UNCHANGED);
+			flush_unqueue_always(p, s);
+			return;
+		}
+		s->record.state = RECORD_DIRTY; /* a flush will clean it */
+	}
+	flush_queue(p, s, p->writeback_ms, false);
+}
+
+/* The last handle went. node->lock held. */
+static void last_close(struct pool *p, struct scratch *s)
+{
+	scratch_sample(p, s);
+	if (s->fd >= 0)
+		(void)sys_close(s->fd);
+	s->fd = -1;
+	uncount_open(p);
+	if (s->doomed && !s->flushing)
+		evict_add_doomed(p, s);
+}
+
+static void unacquire(struct pool *p, struct node *n, unsigned flags)
+{
+	struct scratch *s = n->scratch;
+
+	lock_assert_held(&n->lock);
+	INVARIANT(s && s->opens > 0);
+	if (flags & POOL_WRITE) {
+		INVARIANT(s->writers > 0);
+		s->writers--;
+	}
+	s->opens--;
+	if ((flags & POOL_WRITE) && s->writers == 0 && s->record.state == RECORD_DIRTY &&
+	    !s->doomed && !s->flushing)
+		writers_gone(p, s);
+	if (s->opens == 0)
+		last_close(p, s);
+	scratch_touch(p, s);
+	scratch_mirror(p, s);
+}
+
+/* Counted as open by now, hydrated if need be: makes it writable. node->lock held. */
+static errint_t make_writable(struct pool *p, struct node *n, unsigned flags)
+{
+	struct scratch *s = n->scratch;
+	errint_t r = scratch_make_dirty(p, s);
+
+	if (r == 0)
+		s->writers++; /* (O2) */
+	if (r == 0 && (flags & POOL_TRUNC)) {
+		r = truncate_locked(p, s, 0);
+		if (r < 0)
+			s->writers--;
+	}
+	return r;
+}
+
+/* A hydration that failed leaves nothing behind once nobody has it open. */
+static void give_up(struct pool *p, struct node *n)
+{
+	struct scratch *s = n->scratch;
+
+	unacquire(p, n, 0);
+	if (s->opens == 0 && s->holds == 0 && s->hydration && s->record.state == RECORD_CLEAN &&
+	    s->hydration->users == 1)
+		(void)scratch_destroy(p, s);
+}
+
+static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool wait)
+{
+	struct scratch *s;
+	bool need_all;
+	errint_t r;
+
+	if (!S_ISREG(n->type))
+		return -EINVAL;
+	r = evict_throttle(p, wait);
+	if (r < 0)
+		return r;
+	rwlock_rd(&p->tree->ns);
+	lock_take(&n->lock);
+	r = ready_scratch(p, n, flags, wait);
+	s = n->scratch;
+	need_all = r == 0 && s->hydration &&
+		   ((flags & POOL_WRITE) || s->hydration->object.kind != OBJECT_SEEKABLE ||
+		    s->hydration->object.logical_size <= p->eager_size);
+	if (need_all && !wait)
+		r = -EAGAIN;
+	if (r == 0)
+		r = acquire(p, n, flags);
+	if (r == 0 && !need_all && (flags & POOL_WRITE)) {
+		r = make_writable(p, n, flags);
+		if (r < 0)
+			unacquire(p, n, 0);
+	}
+	lock_drop(&n->lock);
+	rwlock_drop(&p->tree->ns);
+	if (r < 0 || !need_all)
+		return r;
+
+	r = hydrate_range(p, s, 0, UINT64_MAX);
+	lock_take(&n->lock);
+	if (r == 0 && !s->hydration && n->info_valid &&
+	    n->info.logical_size == OBJECT_SIZE_UNKNOWN) {
+		struct stat st;
+
+		if (sys_fstat(s->fd, &st) == 0) {
+			n->info.logical_size = (uint64_t)st.st_size;
+			catalog_file_put(p->catalog, &n->info);
+		}
+	}
+	if (r == 0 && (flags & POOL_WRITE))
+		r = make_writable(p, n, flags);
+	if (r < 0)
+		give_up(p, n);
+	lock_drop(&n->lock);
+	return r;
+}
+
+errint_t pool_open_file(struct pool *p, struct node *n, unsigned flags)
+{
+	return open_file(p, n, flags, true);
+}
+
+errint_t pool_open_file_nowait(struct pool *p, struct node *n, unsigned flags)
+{
+	return open_file(p, n, flags, false);
+}
+
+void pool_close_file(struct pool *p, struct node *n, unsigned flags)
+{
+	lock_take(&n->lock);
+	unacquire(p, n, flags);
+	lock_drop(&n->lock);
+}
+
+/* ---- new files (O3) ---- */
+
+errint_t pool_prepare_new(struct pool *p, uint64_t ino, const char *store_path,
+			  struct new_scratch **ret)
+{
+	struct scratch *s;
+	errint_t r = evict_throttle(p, true);
+
+	if (r < 0)
+		return r;
+	s = scratch_alloc(p, ino);
+	r = s->fd = scratch_create_file(p, ino);
+	if (r >= 0) {
+		s->record.state = RECORD_DIRTY;
+		s->record.flags = RECORD_NEW;
+		r = write_first_record(p, s, store_path);
+		if (r < 0)
+			(void)sys_unlinkat(p->scratch_fd, scratch_name(ino).s, 0);
+	}
+	if (r < 0) {
+		scratch_free(s);
+		return r;
+	}
+	step("create.prepared");
+	*ret = xmalloc(sizeof(**ret));
+	(*ret)->s = s;
+	return 0;
+}
+
+errint_t pool_attach_new(struct pool *p, struct new_scratch *ns, struct node *n, unsigned flags)
+{
+	struct scratch *s = ns->s;
+	bool mine = lock_is_mine(&n->lock);
+	errint_t r;
+
+	step("create.object");
+	if (!mine)
+		lock_take(&n->lock);
+	s->record.base.ident = n->ident;
+	r = record_write(s->fd, &s->record);
+	if (r == 0)
+		r = count_open(p);
+	if (r < 0) {
+		memset(&s->record.base, 0, sizeof(s->record.base));
+		goto out;
+	}
+	free(ns);
+	atomic_store(&s->gen, 1);
+	atomic_store(&s->whole, true);
+	atomic_store(&s->dirty_since_ms, clock_mono_ms());
+	s->opens = 1;
+	s->writers = (flags & POOL_WRITE) ? 1 : 0;
+	scratch_register(p, s);
+	scratch_attach(p, s, n);
+	scratch_mirror(p, s);
+	if (!(flags & POOL_WRITE))
+		flush_queue(p, s, p->writeback_ms, false);
+	if (!(flags & (POOL_READ | POOL_WRITE)))
+		unacquire(p, n, 0);
+out:
+	if (!mine)
+		lock_drop(&n->lock);
+	return r;
+}
+
+void pool_abandon_new(struct pool *p, struct new_scratch *ns)
+{
+	(void)sys_unlinkat(p->scratch_fd, scratch_name(ns->s->ino).s, 0);
+	scratch_free(ns->s);
+	free(ns);
+}
+
+/* ---- data of an open node ---- */
+
+errint_t scratch_ready(struct node *n, uint64_t off, uint64_t len)
+{
+	return hydrate_is_ready(n->scratch, off, len) ? 0 : -EAGAIN;
+}
+
+errint_t scratch_hydrate(struct pool *p, struct node *n, uint64_t off, uint64_t len)
+{
+	return hydrate_range(p, n->scratch, off, len);
+}
+
+int scratch_fd(struct node *n)
+{
+	return n->scratch->fd;
+}
+
+errint_t scratch_write_begin(struct pool *p, struct node *n, uint64_t off, size_t len, bool wait)
+{
+	struct scratch *s = n->scratch;
+	errint_t r = evict_throttle(p, wait);
+
+	if (r < 0)
+		return r;
+	if (wait)
+		rwlock_rd(&s->gate);
+	else if (!rwlock_try_rd(&s->gate))
+		return -EAGAIN;
+	atomic_fetch_add(&s->gen, 1); /* (G1): before the bytes change */
+	return 0;
+}
+
+void scratch_write_end(struct pool *p, struct node *n, uint64_t off, ssize_t written)
+{
+	struct scratch *s = n->scratch;
+
+	note_change(s);
+	rwlock_drop(&s->gate);
+	step("write.done");
+}
+
+errint_t pool_truncate(struct pool *p, struct node *n, uint64_t size)
+{
+	unsigned flags = POOL_WRITE | (size == 0 ? POOL_TRUNC : 0);
+	errint_t r;
+
+	if (size > INT64_MAX)
+		return -EFBIG;
+	r = pool_open_file(p, n, flags);
+	if (r < 0)
+		return r;
+	if (size > 0) {
+		lock_take(&n->lock);
+		r = truncate_locked(p, n->scratch, size);
+		lock_drop(&n->lock);
+	}
+	pool_close_file(p, n, POOL_WRITE);
+	return r;
+}
+
+errint_t pool_fallocate(struct pool *p, struct node *n, int mode, uint64_t off, uint64_t len)
+{
+	struct scratch *s;
+	errint_t r;
+
+	if (off > INT64_MAX || len > INT64_MAX - off)
+		return -EFBIG;
+	r = pool_open_file(p, n, POOL_WRITE);
+	if (r < 0)
+		return r;
+	lock_take(&n->lock);
+	s = n->scratch;
+	rwlock_wr(&s->gate);
+	atomic_fetch_add(&s->gen, 1);
+	r = sys_fallocate(s->fd, mode, (off_t)off, (off_t)len);
+	note_change(s);
+	rwlock_drop(&s->gate);
+	scratch_sample(p, s);
+	lock_drop(&n->lock);
+	pool_close_file(p, n, POOL_WRITE);
+	return r;
+}
+
+off_t pool_lseek(struct pool *p, struct node *n, off_t off, int whence)
+{
+	struct scratch *s = n->scratch;
+	struct stat st;
+	off_t r;
+	int fd;
+
+	if (whence != SEEK_DATA && whence != SEEK_HOLE)
+		return -EINVAL;
+	if (!atomic_load(&s->whole)) {
+		/* What is not hydrated is never called a hole. */
+		r = sys_fstat(s->fd, &st);
+		if (r < 0)
+			return r;
+		if (off < 0 || off >= st.st_size)
+			return -ENXIO;
+		return whence == SEEK_DATA ? off : st.st_size;
+	}
+	/* A description of its own: s->fd's offset is nobody's, but two callers would race. */
+	fd = scratch_open_fd(p, s, O_RDONLY);
+	if (fd < 0)
+		return fd;
+	r = lseek(fd, off, whence);
+	if (r < 0)
+		r = -errno;
+	(void)sys_close(fd);
+	return r;
+}
+
+/* ---- attributes ---- */
+
+void pool_overlay_attr(struct node *n, struct stat *st)
+{
+	struct scratch *s = n->scratch;
+	struct stat now;
+
+	if (!s || (s->record.state != RECORD_DIRTY && !s->doomed)) {
+		return;
+	}
+	if (s->fd >= 0 && sys_fstat(s->fd, &now) == 0) {
+		s->size = (uint64_t)now.st_size;
+		s->mtime = now.st_mtim;
+		s->blocks = (uint64_t)now.st_blocks;
+	}
+	st->st_size = (off_t)s->size;
+	st->st_mtim = s->mtime;
+	st->st_ctim = scratch_ctime(s, &st->st_ctim);
+	st->st_blocks += (blkcnt_t)s->blocks;
+	if (st->st_blocks == 0 && st->st_size > 0)
+		st->st_blocks = 1;
+}
+
+errint_t pool_set_times(struct node *n, const struct timespec ts[2])
+{
+	struct scratch *s = n->scratch;
+	struct timespec only_mtime[2] = {{.tv_nsec = UTIME_OMIT}, ts[1]};
+	errint_t r;
+	int fd;
+
+	lock_assert_held(&n->lock);
+	if (!s || ts[1].tv_nsec == UTIME_OMIT)
+		return 0;
+	fd = s->fd >= 0 ? s->fd : scratch_open_fd(s->pool, s, O_RDONLY);
+	if (fd < 0)
+		return fd;
+	r = sys_futimens(fd, only_mtime);
+	if (r == 0) {
+		struct stat st;
+
+		if (sys_fstat(fd, &st) == 0)
+			s->mtime = st.st_mtim;
+		if (s->record.state == RECORD_DIRTY) {
+			s->record.flags |= RECORD_MTIME_SET;
+			s->record.ctime = clock_now();
+			r = record_write(fd, &s->record);
+		}
+	}
+	if (fd != s->fd)
+		(void)sys_close(fd);
+	return r;
+}
+
+void pool_meta_changed(struct node *n)
+{
+	struct scratch *s = n->scratch;
+
+	lock_assert_held(&n->lock);
+	if (!s)
+		return;
+	s->attr_unsynced = true;
+	if (s->record.state == RECORD_DIRTY)
+		note_change(s);
+}
+
+void pool_node_state(struct pool *p, struct node *n, struct node_state *ret)
+{
+	struct scratch *s;
+
+	memset(ret, 0, sizeof(*ret));
+	lock_take(&n->lock);
+	s = n->scratch;
+	if (s) {
+		ret->warm = true;
+		ret->dirty = s->record.state == RECORD_DIRTY;
+		ret->flushing = s->flushing;
+		ret->open = s->opens;
+		ret->writers = s->writers;
+		lock_take(&p->lock);
+		ret->pinned = s->pinned;
+		lock_drop(&p->lock);
+	}
+	lock_drop(&n->lock);
+}

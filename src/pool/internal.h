@@ -1,0 +1,225 @@
+/*
+ * What the files of pool/ share and nobody else sees.
+ *
+ * A scratch belongs to one number. While anything but an untouched file of an earlier run it
+ * is *attached*: node->scratch points here and the scratch holds a reference on the node.
+ * Unattached ones (clean files found at start) have node == NULL and are guarded by
+ * pool->lock alone.
+ *
+ * Which field is whose is said per group. `gen` counts changes that the daemon was asked for
+ * (writes, truncations); it is raised before the bytes change, under the gate, so:
+ *
+ *   (G1) whoever holds the gate for writing sees a gen that covers every change made so far,
+ *        and no change is under way;
+ *   (G2) content read between two such moments with equal gen is one consistent version.
+ */
+#ifndef CELLAR_POOL_INTERNAL_H
+#define CELLAR_POOL_INTERNAL_H
+
+#include <stdatomic.h>
+
+#include "base/counters.h"
+#include "base/log.h"
+#include "base/steps.h"
+#include "base/sysio.h"
+#include "codec/object.h"
+#include "pool/pool.h"
+#include "pool/record.h"
+#include "tree/resolve.h"
+
+struct scratch_name {
+	char s[24]; /* "ab/0123456789abcdef" */
+};
+
+/* A hydration under way: which frames of the base are in the scratch already. The bitmap is
+ * in memory only. */
+enum frame_state { FRAME_MISSING = 0, FRAME_BUSY = 1, FRAME_VALID = 2 };
+struct hydration {
+	struct lock lock; /* LOCK_LEAF: everything below but object */
+	pthread_cond_t changed;
+	struct object object; /* its descriptor is ours; constant */
+	int fd;
+	uint32_t users;       /* threads inside hydrate_range(), + 1 for s->hydration; under node->lock */
+	size_t units;         /* frames of a seekable object, else 1: the whole */
+	size_t missing;
+	uint8_t *state;       /* enum frame_state, one a unit */
+};
+
+struct scratch {
+	uint32_t magic; /* SCRATCH_MAGIC */
+	uint64_t ino;   /* constant */
+	struct pool *pool;
+	struct node *node; /* set once, by attaching */
+
+	/* under node->lock (fd also read by whoever has the node open) */
+	struct record record;      /* as last written */
+	int fd;                    /* O_RDWR while opens > 0, else -1 */
+	uint32_t opens, writers;
+	uint32_t holds;            /* pool threads that rely on it while the lock is not held */
+	bool flushing;             /* a flusher has it in work */
+	bool doomed;               /* the last link is gone */
+	bool doomed_listed;        /* in pool->doomed; under pool->lock */
+	bool doomed_dirty;         /* was dirty when the last link went (E3) */
+	bool name_unsynced;        /* object's name or new parents may not be durable */
+	bool attr_unsynced;        /* object's attributes may not be durable */
+	bool file_unsynced;        /* the scratch file's own name may not be durable */
+	struct hydration *hydration; /* not NULL: clean and not whole */
+	uint64_t size;             /* while fd < 0 */
+	struct timespec mtime;     /* while fd < 0 */
+	uint64_t blocks;           /* st_blocks, while fd < 0 */
+	mode_t mode;               /* of the object when opened: to make it again */
+	uid_t uid;
+	gid_t gid;
+	char *hint;                /* store path as last recorded */
+	struct node *doomed_dir;   /* referenced: fsync it before the file is deleted */
+	int sync_error;            /* not 0: the next fsync returns it (design 5) */
+	uint32_t shrinks;          /* truncations that made it shorter: a sync under way looks */
+	uint32_t flush_tries;      /* in a row that found the file changed meanwhile */
+
+	_Atomic bool whole;           /* hydration == NULL, readable without the lock */
+	_Atomic uint64_t gen;         /* see (G1) */
+	_Atomic uint64_t flushed_gen; /* what the object says */
+	_Atomic uint64_t synced_gen;  /* what fdatasync has covered */
+	_Atomic uint64_t dirty_since_ms, last_sync_ms; /* monotonic */
+	_Atomic int64_t last_write_ns; /* CLOCK_REALTIME of the last change; logical ctime */
+	struct rwlock gate;           /* LOCK_SCRATCH: see (G1) */
+
+	/* under pool->lock */
+	UT_hash_handle hh;            /* by ino */
+	struct scratch *lru_prev, *lru_next;     /* all scratches, least recently used first */
+	struct scratch *queue_prev, *queue_next; /* queued for a flush, by due_ms */
+	bool queued;
+	bool urgent;                  /* flush although open for writing */
+	bool busy;                    /* unattached: being evicted or attached */
+	bool pinned;
+	bool is_dirty, is_open, is_flushing; /* mirrors for status and eviction */
+	uint64_t bytes;               /* on the pool's disk, as last sampled */
+	uint64_t due_ms;
+	uint64_t last_use_ms;         /* monotonic */
+	uint32_t fail_count;          /* flushes failed since the last success */
+	char *fail_text;
+};
+#define SCRATCH_MAGIC 0x5c2a7c41U
+
+struct dir_seen; /* sync.c: directories whose own name is known to be durable */
+
+struct pool {
+	/* constant after pool_new */
+	struct pool_place place;
+	int scratch_fd, lost_fd;
+	struct tree *tree;
+	struct store *store;
+	struct catalog *catalog;
+	struct uuid boot;
+	uint64_t limit_bytes, max_idle_ms, eager_size, max_object;
+	uint64_t writeback_ms, sync_ms, dirty_age_ms;
+	uint64_t max_open;
+	unsigned flusher_count, decode_threads;
+	uint32_t frame_size;
+	int level;
+	pool_notify_fn notify;
+	void *notify_ctx;
+
+	_Atomic bool stopping;
+	_Atomic bool no_space; /* the pool's disk is past the stop mark */
+	_Atomic bool full;     /* closed scratch alone is well above the limit, or no_space */
+	_Atomic uint64_t open_files;
+	_Atomic bool open_limit_logged;
+
+	struct lock lock; /* LOCK_POOL */
+	pthread_cond_t work;     /* flushers: the queue changed */
+	pthread_cond_t progress; /* waiters: a flush ended, space was freed, a busy one is free */
+	pthread_cond_t house;    /* housekeeping: do it now */
+	bool house_wanted;
+	struct scratch *by_ino;
+	struct scratch *lru;
+	struct scratch *queue;
+	uint64_t bytes, count, dirty_count, flushing_count, lost_count, dirty_bytes, open_bytes;
+	uint64_t flush_events; /* raised when a flush ends */
+	struct scratch **doomed; /* to be deleted once their directories are synced */
+	size_t doomed_count, doomed_allocated;
+	struct lock seen_lock; /* LOCK_LEAF */
+	struct dir_seen *seen;
+
+	pthread_t *flushers;
+	unsigned flushers_running;
+	pthread_t housekeeper;
+	bool house_running;
+	pthread_t searcher;
+	bool searcher_running;
+	_Atomic uint64_t waiting; /* dirty scratches whose object is still looked for */
+};
+
+/* scratch.c */
+struct scratch_name scratch_name(uint64_t ino);
+struct scratch *scratch_alloc(struct pool *p, uint64_t ino);
+void scratch_free(struct scratch *s);
+/* Adds to hash and lists / takes out. pool->lock not held. */
+void scratch_register(struct pool *p, struct scratch *s);
+void scratch_unregister(struct pool *p, struct scratch *s);
+/* node->lock held: node->scratch = s; takes a node reference. */
+void scratch_attach(struct pool *p, struct scratch *s, struct node *n);
+/* A new empty file for ino, O_RDWR; an old one of that name is removed first. */
+int scratch_create_file(struct pool *p, uint64_t ino);
+int scratch_open_fd(struct pool *p, struct scratch *s, int flags);
+/* Writes s->record with the present boot id; node->lock held. */
+errint_t scratch_record(struct pool *p, struct scratch *s);
+/* clean -> dirty: the record says so before the first byte changes. node->lock held. */
+errint_t scratch_make_dirty(struct pool *p, struct scratch *s);
+/* Remembers size, mtime, blocks from the file, and accounts its bytes. node->lock held. */
+void scratch_sample(struct pool *p, struct scratch *s);
+void scratch_account(struct pool *p, struct scratch *s, uint64_t bytes);
+void scratch_touch(struct pool *p, struct scratch *s); /* most recently used */
+/* Mirrors dirty/open/flushing into the pool's sums. node->lock held. */
+void scratch_mirror(struct pool *p, struct scratch *s);
+/* Logical ctime of a scratch: the later of what the store says and the last change here. */
+struct timespec scratch_ctime(struct scratch *s, const struct timespec *stored);
+/* Takes node->scratch away, deletes the file, frees. node->lock held, opens == 0, !flushing. */
+errint_t scratch_destroy(struct pool *p, struct scratch *s);
+/* Moves the file to lost+found. Same conditions. why is logged. */
+errint_t scratch_set_aside(struct pool *p, struct scratch *s, const char *why);
+errint_t pool_move_to_lost(struct pool *p, const char *scratch_file, uint64_t ino);
+
+/* A scratch of an earlier run, still known by its number only, becomes n's. node->lock held. */
+void scratch_adopt_earlier(struct pool *p, struct node *n);
+
+/* hydrate.c */
+/* Prepares hydration from the object open as fd (taken over). node->lock held. */
+errint_t hydrate_begin(struct pool *p, struct scratch *s, int fd, struct object *object);
+bool hydrate_is_ready(struct scratch *s, uint64_t off, uint64_t len);
+/* [waits]; the node is open, node->lock not held. */
+errint_t hydrate_range(struct pool *p, struct scratch *s, uint64_t off, uint64_t len);
+void hydrate_free(struct hydration *h);
+
+/* sync.c */
+/* fsync of the directory dirfd of node dir, and of those above it as far as their names may not be
+ * durable yet. */
+errint_t sync_directories(struct pool *p, struct node *dir, int dirfd);
+/* The name of a directory changed: it is not known to be durable any more. */
+void sync_forget_dir(struct pool *p, uint64_t ino);
+void sync_house(struct pool *p);
+void sync_clear(struct pool *p);
+
+/* flush.c */
+void flush_queue(struct pool *p, struct scratch *s, uint64_t delay_ms, bool urgent);
+void flush_unqueue(struct pool *p, struct scratch *s); /* unless somebody waits for the flush */
+void flush_unqueue_always(struct pool *p, struct scratch *s);
+errint_t flush_start(struct pool *p);
+void flush_stop(struct pool *p);
+void flush_house(struct pool *p); /* queues what was open too long */
+
+/* evict.c */
+void evict_house(struct pool *p);
+void evict_wake(struct pool *p);          /* housekeeping soon, e.g. above the limit */
+errint_t evict_throttle(struct pool *p, bool wait); /* before taking more space */
+void evict_measure(struct pool *p);       /* pool->lock held: sets p->full */
+void evict_doomed(struct pool *p);
+void evict_add_doomed(struct pool *p, struct scratch *s);
+errint_t evict_start(struct pool *p);
+void evict_stop(struct pool *p);
+
+/* recovery.c */
+errint_t recovery_start_search(struct pool *p);
+void recovery_stop_search(struct pool *p);
+
+#endif

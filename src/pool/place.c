@@ -1,0 +1,194 @@
+/*
+ * The pool's directory: made, locked, matched with its store, marked clean. Everything here
+ * happens before the catalog or a scratch is looked at.
+ *
+ * An unmounted disk must not look like an empty pool: the store remembers its pool's UUID and
+ * the pool its store's, and any mismatch is refused.
+ */
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include "base/text.h"
+#include "pool/internal.h"
+
+#define POOL_MAGIC "cellar-pool 1"
+
+static errint_t write_small_file(int dirfd, const char *name, const char *text)
+{
+	char tmp[NAME_MAX + 1];
+	errint_t r;
+	int fd;
+
+	snprintf(tmp, sizeof(tmp), "%s.tmp", name);
+	fd = sys_openat(dirfd, tmp, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0600);
+	if (fd < 0)
+		return fd;
+	r = full_pwrite(fd, text, strlen(text), 0);
+	if (r == 0)
+		r = sys_fsync(fd);
+	(void)sys_close(fd);
+	if (r == 0)
+		r = sys_renameat2(dirfd, tmp, dirfd, name, 0);
+	if (r == 0)
+		r = sys_fsync(dirfd);
+	return r;
+}
+
+/* -ENOENT: no such file; -EUCLEAN: it is no pool.self. */
+static errint_t read_pool_id(int dirfd, struct uuid *pool, struct uuid *store)
+{
+	char buf[256], pool_text[64], store_text[64];
+	ssize_t n;
+	int fd = sys_openat(dirfd, "pool.self", O_RDONLY | O_NOFOLLOW, 0);
+
+	if (fd < 0)
+		return fd;
+	n = sys_pread(fd, buf, sizeof(buf) - 1, 0);
+	(void)sys_close(fd);
+	if (n < 0)
+		return (errint_t)n;
+	buf[n] = '\0';
+	if (sscanf(buf, POOL_MAGIC "\nuuid %63s\nstore %63s\n", pool_text, store_text) != 2 ||
+	    !uuid_parse(pool_text, pool) || !uuid_parse(store_text, store))
+		return -EUCLEAN;
+	return 0;
+}
+
+static errint_t write_pool_id(int dirfd, const struct uuid *pool, const struct uuid *store)
+{
+	char text[256];
+
+	snprintf(text, sizeof(text), POOL_MAGIC "\nuuid %s\nstore %s\n", uuid_format(pool).s,
+		 uuid_format(store).s);
+	return write_small_file(dirfd, "pool.self", text);
+}
+
+static errint_t lock_pool(struct pool_place *pl, bool *ret_draining, char **cause)
+{
+	char buf[64];
+	ssize_t n;
+	int len;
+
+	pl->lock_fd = sys_openat(pl->dirfd, "pool.lock", O_RDWR | O_CREAT | O_NOFOLLOW, 0600);
+	if (pl->lock_fd < 0)
+		return set_cause_errno(cause, pl->lock_fd, "cannot open \"%s/pool.lock\"", pl->path);
+	if (flock(pl->lock_fd, LOCK_EX | LOCK_NB) < 0) {
+		if (errno != EWOULDBLOCK)
+			return set_cause_errno(cause, -errno, "cannot lock the pool \"%s\"",
+					       pl->path);
+		n = sys_pread(pl->lock_fd, buf, sizeof(buf) - 1, 0);
+		buf[MAX_OF(n, 0)] = '\0';
+		buf[strcspn(buf, "\n")] = '\0';
+		if (ret_draining)
+			*ret_draining = n > 0 && strstr(buf, "draining") != NULL;
+		return set_cause(cause, -EBUSY, "the pool \"%s\" is in use by another cellard, %s",
+				 pl->path, buf[0] ? buf : "pid unknown");
+	}
+	len = snprintf(buf, sizeof(buf), "pid %d\n", (int)getpid());
+	if (ftruncate(pl->lock_fd, 0) < 0)
+		return set_cause_errno(cause, -errno, "cannot write \"%s/pool.lock\"", pl->path);
+	return full_pwrite(pl->lock_fd, buf, (size_t)len, 0);
+}
+
+/* User xattrs carry the records: without them there is no pool. */
+static errint_t check_xattrs(struct pool_place *pl, char **cause)
+{
+	struct record probe = {.ctime = {0, 0}}, back;
+	errint_t r = record_write(pl->lock_fd, &probe);
+
+	if (r == 0)
+		r = record_read(pl->lock_fd, &back);
+	(void)sys_fremovexattr(pl->lock_fd, RECORD_XATTR);
+	if (r < 0)
+		return set_cause_errno(cause, r,
+				       "the filesystem of the pool \"%s\" does not keep extended "
+				       "attributes, which the pool needs",
+				       pl->path);
+	return 0;
+}
+
+/* look_only: says no where it must, writes nothing. */
+static errint_t match(struct pool_place *pl, const struct uuid *store,
+		      const struct uuid *store_pool, bool new_pool, bool look_only, char **cause)
+{
+	errint_t r = read_pool_id(pl->dirfd, &pl->uuid, &pl->store);
+	bool remembered = !uuid_is_null(store_pool);
+
+	if (r == -EUCLEAN)
+		return set_cause(cause, r, "\"%s/pool.self\" is damaged", pl->path);
+	if (r < 0 && r != -ENOENT)
+		return set_cause_errno(cause, r, "cannot read \"%s/pool.self\"", pl->path);
+	if (r == 0 && !uuid_equal(&pl->store, store))
+		return set_cause(cause, -EXDEV,
+				 "the pool \"%s\" belongs to another store (%s); this one is %s",
+				 pl->path, uuid_format(&pl->store).s, uuid_format(store).s);
+	if (remembered && !new_pool && (r < 0 || !uuid_equal(&pl->uuid, store_pool)))
+		return set_cause(cause, -EXDEV,
+				 "the store's dirty data may lie in the pool %s, which is not at "
+				 "\"%s\" (is its disk mounted?); new_pool starts without it",
+				 uuid_format(store_pool).s, pl->path);
+	if (r == 0 || look_only)
+		return 0;
+	if (remembered)
+		log_warn("starting with a new pool in \"%s\": what was dirty in pool %s is not seen",
+			 pl->path, uuid_format(store_pool).s);
+	pl->uuid = uuid_random();
+	pl->store = *store;
+	pl->created = true;
+	r = write_pool_id(pl->dirfd, &pl->uuid, store);
+	return r < 0 ? set_cause_errno(cause, r, "cannot write \"%s/pool.self\"", pl->path) : 0;
+}
+
+errint_t pool_place_open(const char *path, const struct uuid *store, const struct uuid *store_pool,
+			 bool new_pool, struct pool_place *ret, bool *ret_draining, char **cause)
+{
+	struct pool_place pl = {.dirfd = -1, .lock_fd = -1};
+	struct stat st;
+	errint_t r = sys_mkdirat(AT_FDCWD, path, 0700);
+	bool made = r == 0;
+
+	if (ret_draining)
+		*ret_draining = false;
+	if (r < 0 && r != -EEXIST)
+		return set_cause_errno(cause, r, "cannot make the pool \"%s\"", path);
+	pl.path = xstrdup(path);
+	pl.dirfd = sys_openat(AT_FDCWD, path, O_RDONLY | O_DIRECTORY, 0);
+	if (pl.dirfd < 0) {
+		r = set_cause_errno(cause, pl.dirfd, "cannot open the pool \"%s\"", path);
+		goto fail;
+	}
+	/* Refused before anything is written: the directory may be the mount point of a disk that
+	 * is missing. */
+	r = match(&pl, store, store_pool, new_pool, true, cause);
+	if (r == 0)
+		r = lock_pool(&pl, ret_draining, cause);
+	if (r == 0)
+		r = check_xattrs(&pl, cause);
+	if (r == 0)
+		r = match(&pl, store, store_pool, new_pool, false, cause);
+	if (r < 0)
+		goto fail;
+	pl.clean = sys_fstatat(pl.dirfd, "clean", &st, AT_SYMLINK_NOFOLLOW) == 0;
+	*ret = pl;
+	return 0;
+fail:
+	if (made) {
+		(void)sys_unlinkat(pl.dirfd, "pool.lock", 0);
+		(void)sys_unlinkat(AT_FDCWD, path, AT_REMOVEDIR);
+	}
+	pool_place_close(&pl);
+	return r;
+}
+
+void pool_place_close(struct pool_place *p)
+{
+	if (p->dirfd >= 0)
+		(void)sys_close(p->dirfd);
+	if (p->lock_fd >= 0)
+		(void)sys_close(p->lock_fd);
+	p->dirfd = p->lock_fd = -1;
+	free(p->path);
+	p->path = NULL;
+}

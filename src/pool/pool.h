@@ -1,0 +1,184 @@
+/*
+ * The pool: every scratch file, who has it open, what is dirty, what goes next.
+ *
+ * Words: a scratch is *open* while a handle counts on it, *dirty* while its record says so,
+ * *pinned* by the admin, *idle* = not open, *evictable* = clean, idle, not pinned. Dirty
+ * scratch is never evicted; a scratch that cannot be proved clean is never deleted.
+ *
+ *   cold --pool_open--> hydrating --hydrate_run--> clean <--flush_commit-- flushing
+ *     ^                                              |                       ^
+ *     +------- evict_one ----------------------------+                       |
+ *                                                    +--scratch_make_dirty--> dirty
+ *
+ * (flushing is a dirty scratch that a flusher works on.) pool/scratch.c, hydrate.c,
+ * flush.c, evict.c and recovery.c hold one edge each and state their invariants at the top.
+ *
+ * Layout of the pool's directory (0700):
+ *   pool.self    text: "cellar-pool 1\nuuid UUID\nstore UUID\n" (not "pool.id": the embedded
+ *                pool shares .cellar/ with the store, whose memory of its pool has that name)
+ *   pool.lock    flock(2)ed by the daemon, holds its pid
+ *   catalog.db   (-wal, -shm)
+ *   clean        present only after a clean shutdown; removed durably before the mount answers
+ *   scratch/XX/  XX = low byte of the number in hex; files named by the number in hex, 0600
+ *   lost+found/  what recovery could not place, record and hint in its xattrs; the daemon
+ *                never deletes it
+ *
+ * Blocking: functions marked [waits] may wait for store, disk or hydration and are called
+ * from worker threads; the others are memory or page cache only.
+ */
+#ifndef CELLAR_POOL_POOL_H
+#define CELLAR_POOL_POOL_H
+
+#include "base/options.h"
+#include "tree/node.h"
+
+struct pool;
+
+struct pool_place {
+	int dirfd;
+	char *path;
+	struct uuid uuid;
+	struct uuid store; /* whose pool it is */
+	int lock_fd;
+	bool created;
+	bool clean; /* was shut down cleanly */
+};
+
+/* Opens (or makes) and locks the pool's directory before anything else knows it.
+ * store_pool: what the store's pool.id says (null: none). A pool of another store, or
+ * another pool than the store remembers, is -EXDEV with a cause; new_pool overrides the
+ * second. A second daemon: -EBUSY with its pid in the cause. path is absolute. */
+errint_t pool_place_open(const char *path, const struct uuid *store,
+                         const struct uuid *store_pool, bool new_pool,
+                         struct pool_place *ret, bool *ret_draining, char **cause);
+void pool_place_close(struct pool_place *p);
+
+/* Called when attributes of a node changed without the kernel asking (flush, evict); no
+ * lock held. */
+typedef void (*pool_notify_fn)(void *ctx, uint64_t ino);
+
+/* Takes over place (closed by pool_close). Nothing runs yet. */
+errint_t pool_new(struct pool_place *place, struct tree *tree, const struct options *o,
+                  struct pool **ret, char **cause);
+/* Design section 9, before the mount answers. [waits] */
+errint_t pool_recover(struct pool *p, char **cause);
+/* Starts flushers and housekeeping. */
+errint_t pool_start(struct pool *p);
+void pool_set_notify(struct pool *p, pool_notify_fn fn, void *ctx);
+/* Stops threads (what is dirty stays dirty), marks the pool clean after syncfs, frees.
+ * [waits] */
+void pool_close(struct pool *p);
+
+/* ---- handles ---- */
+
+enum pool_open_flags {
+	POOL_READ = 1,
+	POOL_WRITE = 2, /* the scratch becomes dirty before this returns */
+	POOL_TRUNC = 4, /* with POOL_WRITE: to length 0, nothing is hydrated */
+};
+
+/* Makes node's scratch ready and counts one handle (and one writer). Files up to eager_size
+ * are whole on return. -EMFILE/-ENFILE past max_open. [waits] */
+errint_t pool_open_file(struct pool *p, struct node *n, unsigned flags);
+/* The same without waiting: -EAGAIN where it would. */
+errint_t pool_open_file_nowait(struct pool *p, struct node *n, unsigned flags);
+/* Gives one handle back. Never waits. */
+void pool_close_file(struct pool *p, struct node *n, unsigned flags);
+
+/* A new file, in the order that kill -9 needs: scratch with a record (dirty, new, no base)
+ * first, then the caller creates the object, then attach (base known, one writer handle
+ * counted if flags say so). Numbers come from store_new_ino(). On failure
+ * pool_abandon_new(). */
+struct new_scratch;
+errint_t pool_prepare_new(struct pool *p, uint64_t ino, const char *store_path,
+                          struct new_scratch **ret);
+errint_t pool_attach_new(struct pool *p, struct new_scratch *ns, struct node *n,
+                         unsigned flags);
+void pool_abandon_new(struct pool *p, struct new_scratch *ns);
+
+/* ---- data of an open node ---- */
+
+/* 0 if [off, off+len) can be read or written at once, else -EAGAIN: scratch_hydrate()
+ * first. */
+errint_t scratch_ready(struct node *n, uint64_t off, uint64_t len);
+errint_t scratch_hydrate(struct pool *p, struct node *n, uint64_t off,
+                         uint64_t len); /* [waits] */
+/* The descriptor for pread and splice while the node is open. */
+int scratch_fd(struct node *n);
+
+/* Brackets one write by the daemon (pwrite or splice into scratch_fd). begin: -EAGAIN when
+ * it would have to wait and !wait; -ENOSPC past the stop mark; the range must be hydrated
+ * first. end: written < 0 or the count. */
+errint_t scratch_write_begin(struct pool *p, struct node *n, uint64_t off, size_t len,
+                             bool wait);
+void scratch_write_end(struct pool *p, struct node *n, uint64_t off, ssize_t written);
+
+/* [waits] all three; node open for writing, or opened by the callee for the time. */
+errint_t pool_truncate(struct pool *p, struct node *n, uint64_t size);
+errint_t pool_fallocate(struct pool *p, struct node *n, int mode, uint64_t off,
+                        uint64_t len);
+/* fsync of an open or closed node as design section 5 has it: on return its bytes, size and
+ * name are durable. */
+errint_t pool_fsync(struct pool *p, struct node *n, bool datasync);
+/* A rename is about to put n over something: makes n durable first if dirty. [waits] */
+errint_t pool_sync_before_rename(struct pool *p, struct node *n);
+
+off_t pool_lseek(struct pool *p, struct node *n, off_t off, int whence); /* or -errno */
+
+/* Overlays what the scratch knows (dirty: size, mtime, ctime, blocks) on logical
+ * attributes. Under node->lock. */
+void pool_overlay_attr(struct node *n, struct stat *st);
+/* utimes through the mount: applied to the scratch too if there is one. ts as for
+ * utimensat. Under node->lock. */
+errint_t pool_set_times(struct node *n, const struct timespec ts[2]);
+/* Metadata of n's object changed (chmod, chown, xattr, link, rename): the next fsync covers
+ * it; ctime is now. Under node->lock. */
+void pool_meta_changed(struct node *n);
+
+/* The node's names changed: the hint of a dirty scratch is written again. No node lock
+ * held. */
+void pool_renamed(struct pool *p, struct node *n);
+/* The last name of n went (the store's unlink or rename is done; its directory is dir). The
+ * scratch is doomed: deleted after last close and after an fsync of dir. No node lock held.
+ */
+void pool_unlinked(struct pool *p, struct node *n, struct node *dir);
+
+/* ---- admin ---- */
+
+struct pool_progress {
+	uint64_t files_done, files_total, bytes_done, bytes_total, failed;
+};
+typedef void (*pool_progress_fn)(void *ctx, const struct pool_progress *pr);
+typedef void (*pool_failure_fn)(void *ctx, const char *path, const char *error);
+
+/* Writes back everything dirty (below: NULL or a node that is or lies below; may be a file)
+ * and returns when it is in the store and durable: 0, -EIO with failures reported,
+ * -ETIMEDOUT after deadline_ms (0: none). Files held open are included, with what was
+ * written when the call began. [waits] */
+errint_t pool_flush(struct pool *p, struct node *below, uint64_t deadline_ms,
+                    pool_progress_fn progress, pool_failure_fn failure, void *ctx);
+
+/* Deletes the scratch of n: 0, -EBUSY (open), -EAGAIN (dirty), -EPERM (pinned), -ENOENT
+ * (cold). */
+errint_t pool_evict(struct pool *p, struct node *n);
+
+struct pool_stats {
+	uint64_t limit_bytes, bytes, dirty_bytes, open_bytes;
+	uint64_t warm, dirty, flushing, pinned, open, lost;
+	uint64_t queued, queued_oldest_ms, failing;
+	uint64_t over_bytes; /* above the limit because of open or dirty files */
+};
+void pool_get_stats(struct pool *p, struct pool_stats *ret);
+/* Files whose last flush failed: path and error each. */
+void pool_each_failing(struct pool *p, pool_failure_fn fn, void *ctx);
+/* Entries of lost+found: name and hint. */
+void pool_each_lost(struct pool *p,
+                    void (*fn)(void *ctx, const char *name, const char *hint), void *ctx);
+
+struct node_state { /* for `cellarctl status PATH` and user.cellar.* */
+	bool warm, dirty, flushing, pinned;
+	uint32_t open, writers;
+};
+void pool_node_state(struct pool *p, struct node *n, struct node_state *ret);
+
+#endif

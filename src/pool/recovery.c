@@ -1,0 +1,693 @@
+/*
+ * Recovery: what an earlier daemon left in the pool, sorted out before the mount answers
+ * (design, section 9). Records are read, not contents; flushing goes on behind the mount.
+ *
+ * For a dirty scratch, its object first, then trust:
+ *
+ *   the object                              after a reboot              same boot
+ *   ------------------------------------------------------------------------------------
+ *   AT_BASE   has the base's stamp          trust rule                  take
+ *   NEWER     names this pool, this file,   n >= sync_seq: the object   take, with the new
+ *             flush number n                is the truth; else new      base
+ *                                           base and trust rule
+ *   FOREIGN   is someone else's             trust rule; the flush       take; the flush
+ *                                           keeps both (section 8)      keeps both
+ *   ABSENT    is not where the hint says    wait                        wait
+ *
+ * Trust rule: only if sync_seq > 0, and cut to sync_size before the record gets the new boot
+ * id; otherwise the object is the truth and the scratch goes to lost+found. (A new file whose
+ * object is still the 0-byte place-holder becomes an empty file.)
+ *
+ * Waiting: a look-up that meets the object's identity takes the scratch over (recovery_met); a walk
+ * behind the mount meets every file; only a finished walk may say that an object is gone.
+ *
+ * Invariants:
+ *  (R1) Every step may be stopped and done again: a scratch is deleted only if it is clean, or
+ *       doomed with its name gone, or older than its object; everything else is moved.
+ *  (R2) The number of an object that a record names goes into the catalog before the object is
+ *       resolved, so that a lost row cannot give it another number.
+ *  (R3) Clean scratch is kept only if nothing can have torn it: same boot, or the pool was
+ *       synced and marked; and it was whole.
+ *  (R4) The clean mark is gone, durably, before the mount answers.
+ */
+#include <dirent.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/text.h"
+#include "base/workers.h"
+#include "pool/internal.h"
+
+#include "utlist.h"
+
+enum object_place { AT_BASE, NEWER, FOREIGN, ABSENT };
+
+struct found {
+	enum object_place where;
+	struct stat st;
+	struct stamp stamp;
+	struct object object; /* table freed; figures stay */
+};
+
+struct recovery {
+	struct pool *p;
+	char shard[4];
+	int shard_fd;
+	uint64_t taken, kept, dropped;
+	errint_t error;
+	char **cause;
+};
+
+/* ---- looking at the store ---- */
+
+/* Opens what lies at a store path: -ENOENT where it is not, or is no regular file. */
+static int open_path(struct pool *p, const char *path, int *ret_dirfd)
+{
+	cleanup_free char *copy = xstrdup(path);
+	char *slash = strrchr(copy, '/');
+	const char *base = slash ? slash + 1 : copy;
+	struct stat st;
+	errint_t r;
+	int dirfd, fd;
+
+	if (!*base)
+		return -ENOENT;
+	if (slash)
+		*slash = '\0';
+	dirfd = store_open_dir(p->store, slash ? copy : "", O_RDONLY);
+	if (dirfd < 0)
+		return dirfd == -ENOTDIR ? -ENOENT : dirfd;
+	fd = sys_openat(dirfd, base, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOATIME, 0);
+	if (fd == -EPERM)
+		fd = sys_openat(dirfd, base, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
+	if (fd == -ELOOP || fd == -ENXIO)
+		fd = -ENOENT;
+	if (fd >= 0) {
+		r = sys_fstat(fd, &st);
+		if (r == 0 && !S_ISREG(st.st_mode))
+			r = -ENOENT;
+		if (r < 0) {
+			(void)sys_close(fd);
+			fd = r;
+		}
+	}
+	if (ret_dirfd && fd >= 0)
+		*ret_dirfd = dirfd;
+	else
+		(void)sys_close(dirfd);
+	return fd;
+}
+
+static bool names_us(struct pool *p, const struct found *f, uint64_t ino)
+{
+	return f->object.has_cellar_frame && f->object.cellar.ino == ino &&
+	       uuid_equal(&f->object.cellar.pool, &p->place.uuid);
+}
+
+static enum object_place classify(struct pool *p, const struct record *rec, const struct found *f)
+{
+	bool new_one = (rec->flags & RECORD_NEW) && f->object.kind == OBJECT_EMPTY;
+
+	if (stamp_equal(&f->stamp, &rec->base))
+		return AT_BASE;
+	/* Created, and stopped before the record learned the identity (handles.c, O3). */
+	if (new_one && (ident_is_none(&rec->base.ident) ||
+			ident_equal(&rec->base.ident, &f->stamp.ident)))
+		return AT_BASE;
+	return names_us(p, f, rec->ino) ? NEWER : FOREIGN;
+}
+
+static errint_t look_at(struct pool *p, const char *path, const struct record *rec,
+			struct found *ret)
+{
+	int fd = open_path(p, path, NULL);
+	errint_t r;
+
+	memset(ret, 0, sizeof(*ret));
+	if (fd == -ENOENT || fd == -ENAMETOOLONG) {
+		ret->where = ABSENT;
+		return 0;
+	}
+	if (fd < 0)
+		return fd;
+	r = sys_fstat(fd, &ret->st);
+	if (r == 0)
+		r = object_open(fd, &ret->object, NULL);
+	if (r == 0) {
+		r = stamp_of(fd, &ret->object, &ret->stamp);
+		object_close(&ret->object);
+	}
+	if (r == 0)
+		ret->where = classify(p, rec, ret);
+	(void)sys_close(fd);
+	return r;
+}
+
+/* A plain file N that was being ingested: N.zst may be its object already. */
+static errint_t look_for_ingested(struct pool *p, struct scratch *s, struct found *f)
+{
+	cleanup_free char *path = NULL;
+	struct found g;
+	errint_t r;
+
+	if (!s->hint || !*s->hint || name_has_suffix(s->hint))
+		return 0;
+	path = xasprintf("%s" NAMES_SUFFIX, s->hint);
+	r = look_at(p, path, &s->record, &g);
+	if (r < 0 || g.where != NEWER)
+		return r;
+	if (f->where == AT_BASE) {
+		/* Superseded and shadowed by N.zst: the ingest is finished here. */
+		int dirfd, fd = open_path(p, s->hint, &dirfd);
+
+		if (fd >= 0) {
+			const char *slash = strrchr(s->hint, '/');
+
+			(void)sys_unlinkat(dirfd, slash ? slash + 1 : s->hint, 0);
+			(void)sys_close(fd);
+			(void)sys_close(dirfd);
+		}
+	}
+	free(s->hint);
+	s->hint = steal_pointer(&path);
+	*f = g;
+	return 0;
+}
+
+/* ---- taking a dirty scratch over ---- */
+
+/* (R2) */
+static void pin_number(struct pool *p, const struct scratch *s, const struct found *f)
+{
+	struct catalog_file row;
+
+	if (catalog_file_get(p->catalog, &f->stamp.ident, &row) && row.ino == s->ino)
+		return;
+	memset(&row, 0, sizeof(row));
+	row.ident = f->stamp.ident;
+	row.ino = s->ino;
+	row.type = S_IFREG;
+	row.kind = f->object.kind;
+	row.logical_size = f->object.logical_size;
+	row.stored_size = f->stamp.stored_size;
+	row.stored_mtime = f->st.st_mtim;
+	memcpy(row.trailer_hash, f->stamp.trailer_hash, sizeof(row.trailer_hash));
+	if (f->object.has_cellar_frame) {
+		row.seq = f->object.cellar.seq;
+		row.ctime = f->object.cellar.ctime;
+	}
+	catalog_file_put(p->catalog, &row);
+}
+
+/* The node of a scratch whose object is someone else's (or whose number went astray): under the
+ * name of the hint, with the identity that is no more; its flush finds the conflict. */
+static errint_t adopt_by_hint(struct pool *p, struct scratch *s, struct node **ret)
+{
+	cleanup_free char *hint = xstrdup(s->hint);
+	char *slash = strrchr(hint, '/');
+	struct node *dir = p->tree->root;
+	struct stat st;
+	errint_t r = 0;
+
+	if (slash) {
+		*slash = '\0';
+		r = resolve_store_path(p->tree, hint, &dir, &st);
+	} else {
+		node_ref(p->tree, dir);
+	}
+	if (r < 0)
+		return r;
+	*ret = tree_adopt(p->tree, dir, slash ? slash + 1 : hint, &s->record.base.ident, s->ino,
+			  S_IFREG);
+	node_unref(p->tree, dir);
+	return 0;
+}
+
+static errint_t find_node(struct pool *p, struct scratch *s, const struct found *f,
+			  struct node **ret)
+{
+	struct stat st;
+	errint_t r;
+
+	rwlock_rd(&p->tree->ns);
+	if (f->where == AT_BASE || f->where == NEWER) {
+		pin_number(p, s, f);
+		r = resolve_store_path(p->tree, s->hint, ret, &st);
+		if (r == 0 && (*ret)->ino != s->ino) {
+			node_unref(p->tree, *ret);
+			r = -EEXIST;
+		}
+	} else {
+		r = adopt_by_hint(p, s, ret);
+	}
+	rwlock_drop(&p->tree->ns);
+	return r;
+}
+
+static void fill_times(struct pool *p, struct scratch *s)
+{
+	struct timespec t = s->record.ctime;
+
+	scratch_sample(p, s);
+	if (!(s->record.flags & RECORD_MTIME_SET) && timespec_cmp(&s->mtime, &t) > 0)
+		t = s->mtime;
+	atomic_store(&s->last_write_ns, t.tv_sec * 1000000000LL + t.tv_nsec);
+}
+
+static void make_waiting(struct pool *p, struct scratch *s)
+{
+	cleanup_free char *hint = text_escape(s->hint);
+
+	log_info("the object of a dirty scratch (number %llu) is not at \"%s\"; it is looked for",
+		 (unsigned long long)s->ino, hint);
+	scratch_register(p, s);
+	fill_times(p, s);
+	atomic_fetch_add(&p->waiting, 1);
+	scratch_mirror(p, s);
+}
+
+/* Registered, attached, queued. f->where says how the object was met. */
+static errint_t take(struct pool *p, struct scratch *s, const struct found *f)
+{
+	struct node *n = NULL;
+	errint_t r;
+
+	if (f->where == ABSENT) {
+		make_waiting(p, s);
+		return 0;
+	}
+	if (f->where != FOREIGN) {
+		s->record.base = f->stamp;
+		if (f->object.kind != OBJECT_EMPTY)
+			s->record.flags &= ~RECORD_NEW;
+	}
+	s->record.flags &= ~RECORD_DOOMED;
+	r = find_node(p, s, f, &n);
+	if (r < 0) {
+		make_waiting(p, s);
+		return 0;
+	}
+	lock_take(&n->lock);
+	if (n->scratch) {
+		lock_drop(&n->lock);
+		node_unref(p->tree, n);
+		return scratch_set_aside(p, s, "another scratch has its number");
+	}
+	s->mode = f->st.st_mode & 07777;
+	s->uid = f->st.st_uid;
+	s->gid = f->st.st_gid;
+	scratch_register(p, s);
+	scratch_attach(p, s, n);
+	fill_times(p, s);
+	r = scratch_record(p, s);
+	step("recovery.taken");
+	scratch_mirror(p, s);
+	flush_queue(p, s, 0, false);
+	lock_drop(&n->lock);
+	node_unref(p->tree, n);
+	count_one(COUNTER_RECOVERED);
+	return r;
+}
+
+/* ---- the table ---- */
+
+/* After a reboot, where the scratch was never synced: the object is the truth. */
+static errint_t distrust(struct recovery *rc, struct scratch *s, const struct found *f)
+{
+	struct pool *p = rc->p;
+	struct record rec = s->record;
+	cleanup_free char *hint = xstrdup(s->hint);
+	bool place_holder = f->where == AT_BASE && f->object.kind == OBJECT_EMPTY;
+	errint_t r;
+	int fd;
+
+	if (!place_holder) {
+		scratch_register(p, s);
+		return scratch_set_aside(p, s, "it was never synced before the reboot; the object "
+					       "in the store is what counts");
+	}
+	scratch_sample(p, s);
+	if (s->size > 0) {
+		scratch_register(p, s);
+		r = scratch_set_aside(p, s, "it was never synced before the reboot; the new file "
+					    "is empty");
+		if (r < 0)
+			return r;
+		s = scratch_alloc(p, rec.ino);
+		s->record = rec;
+		s->hint = xstrdup(hint);
+		fd = scratch_create_file(p, rec.ino);
+		if (fd < 0) {
+			scratch_free(s);
+			return fd;
+		}
+		r = record_write(fd, &s->record);
+		if (r == 0)
+			r = record_write_hint(fd, hint);
+		(void)sys_close(fd);
+		if (r < 0) {
+			scratch_free(s);
+			return r;
+		}
+		atomic_store(&s->whole, true);
+		atomic_store(&s->gen, 1);
+	}
+	return take(p, s, f);
+}
+
+/* Bytes beyond what fsync promised may be anything after a power cut. */
+static errint_t cut(struct pool *p, struct scratch *s)
+{
+	errint_t r;
+	int fd;
+
+	scratch_sample(p, s);
+	if (s->size < s->record.sync_size)
+		return -EUCLEAN;
+	if (s->size == s->record.sync_size)
+		return 0;
+	fd = scratch_open_fd(p, s, O_RDWR);
+	if (fd < 0)
+		return fd;
+	r = sys_ftruncate(fd, (off_t)s->record.sync_size);
+	(void)sys_close(fd);
+	step("recovery.cut");
+	return r;
+}
+
+static errint_t delete_scratch(struct recovery *rc, struct scratch *s)
+{
+	errint_t r = sys_unlinkat(rc->p->scratch_fd, scratch_name(s->ino).s, 0);
+
+	catalog_scratch_delete(rc->p->catalog, s->ino);
+	scratch_free(s);
+	rc->dropped++;
+	return r;
+}
+
+static errint_t recover_dirty(struct recovery *rc, struct scratch *s)
+{
+	struct pool *p = rc->p;
+	bool same_boot = uuid_equal(&s->record.boot, &p->boot);
+	struct found f;
+	errint_t r = look_at(p, s->hint, &s->record, &f);
+
+	if (r == 0)
+		r = look_for_ingested(p, s, &f);
+	if (r < 0) {
+		scratch_free(s);
+		return r;
+	}
+	if ((s->record.flags & RECORD_DOOMED) && f.where != AT_BASE && f.where != NEWER)
+		return delete_scratch(rc, s); /* unlinked, and so it stayed */
+	rc->taken++;
+	if (same_boot)
+		return take(p, s, &f);
+	if (f.where == NEWER && f.object.cellar.seq >= s->record.sync_seq) {
+		rc->taken--;
+		return delete_scratch(rc, s);
+	}
+	if (s->record.sync_seq == 0 && f.where != ABSENT)
+		return distrust(rc, s, &f);
+	if (s->record.sync_seq > 0) {
+		r = cut(p, s);
+		if (r == -EUCLEAN) {
+			scratch_register(p, s);
+			return scratch_set_aside(p, s, "it is shorter than what was synced");
+		}
+	}
+	return r == 0 ? take(p, s, &f) : r;
+}
+
+/* ---- the scratch directory ---- */
+
+static errint_t move_aside(struct recovery *rc, const char *name, uint64_t ino, const char *why)
+{
+	char path[64];
+	errint_t r;
+
+	snprintf(path, sizeof(path), "%s/%.32s", rc->shard, name);
+	r = pool_move_to_lost(rc->p, path, ino);
+	log_warn("scratch file %s %s; %s", path, why,
+		 r == 0 ? "it was moved to lost+found" : strerror(-r));
+	return r;
+}
+
+static errint_t keep_clean(struct recovery *rc, struct scratch *s)
+{
+	struct pool *p = rc->p;
+	struct catalog_scratch row;
+	bool intact = p->place.clean || uuid_equal(&s->record.boot, &p->boot);
+
+	if (!intact || (s->record.flags & RECORD_PARTIAL)) /* (R3) */
+		return delete_scratch(rc, s);
+	if (catalog_scratch_get(p->catalog, s->ino, &row)) {
+		s->pinned = row.pinned;
+		free(row.last_error);
+	}
+	scratch_register(p, s);
+	scratch_sample(p, s);
+	rc->kept++;
+	return 0;
+}
+
+static errint_t recover_file(void *ctx, const char *name, unsigned char type)
+{
+	struct recovery *rc = ctx;
+	struct pool *p = rc->p;
+	cleanup_fd int fd = sys_openat(rc->shard_fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
+	struct record rec;
+	struct scratch *s;
+	struct stat st;
+	char *end;
+	uint64_t ino = strtoull(name, &end, 16);
+	errint_t r;
+
+	if (fd < 0)
+		return set_cause_errno(rc->cause, fd, "cannot open scratch %s/%s", rc->shard, name);
+	r = sys_fstat(fd, &st);
+	if (r < 0)
+		return r;
+	if (*end || strlen(name) != 16 || type != DT_REG)
+		return move_aside(rc, name, 0, "is none of ours");
+	r = record_read(fd, &rec);
+	if (r == -ENODATA && st.st_size == 0)
+		return sys_unlinkat(rc->shard_fd, name, 0); /* stopped before its first record */
+	if (r == -ENOTSUP)
+		return set_cause(rc->cause, r,
+				 "scratch %s/%s was written by a newer cellar; this one must not "
+				 "touch it",
+				 rc->shard, name);
+	if (r == -ENODATA || r == -EUCLEAN || (r == 0 && rec.ino != ino))
+		return move_aside(rc, name, ino, "has no valid record");
+	if (r < 0)
+		return set_cause_errno(rc->cause, r, "cannot read scratch %s/%s", rc->shard, name);
+	if (rec.kind == RECORD_TAIL)
+		return move_aside(rc, name, ino, "is a tail, which this version cannot place");
+	HASH_FIND(hh, p->by_ino, &ino, sizeof(ino), s);
+	if (s)
+		return 0; /* made by recovery itself while the directory was read */
+	s = scratch_alloc(p, ino);
+	s->record = rec;
+	atomic_store(&s->whole, true);
+	r = record_read_hint(fd, &s->hint);
+	if (r < 0) {
+		scratch_free(s);
+		return r;
+	}
+	if (rec.state == RECORD_CLEAN)
+		return keep_clean(rc, s);
+	atomic_store(&s->gen, 1);
+	return recover_dirty(rc, s);
+}
+
+static errint_t count_lost(void *ctx, const char *name, unsigned char type)
+{
+	struct pool *p = ctx;
+
+	p->lost_count++;
+	return 0;
+}
+
+static void met(void *ctx, struct node *n)
+{
+	struct pool *p = ctx;
+
+	bool mine = lock_is_mine(&n->lock);
+
+	if (atomic_load(&p->waiting) == 0)
+		return;
+	if (!mine)
+		lock_take(&n->lock);
+	if (!n->scratch)
+		scratch_adopt_earlier(p, n);
+	if (!mine)
+		lock_drop(&n->lock);
+}
+
+errint_t pool_recover(struct pool *p, char **cause)
+{
+	struct recovery rc = {.p = p, .cause = cause};
+	errint_t r = sys_walk_dir(p->lost_fd, count_lost, p);
+
+	for (unsigned i = 0; i < 256 && r == 0; i++) {
+		snprintf(rc.shard, sizeof(rc.shard), "%02x", i);
+		rc.shard_fd = sys_openat(p->scratch_fd, rc.shard, O_RDONLY | O_DIRECTORY, 0);
+		if (rc.shard_fd < 0) {
+			r = rc.shard_fd;
+			break;
+		}
+		r = sys_walk_dir(rc.shard_fd, recover_file, &rc);
+		(void)sys_close(rc.shard_fd);
+	}
+	if (r == 0) {
+		r = sys_unlinkat(p->place.dirfd, "clean", 0); /* (R4) */
+		if (r == -ENOENT)
+			r = 0;
+		if (r == 0)
+			r = sys_fsync(p->place.dirfd);
+	}
+	if (r < 0)
+		return set_cause_errno(cause, r, "cannot recover the pool \"%s\"", p->place.path);
+	if (rc.taken > 0)
+		log_info("recovered %llu dirty files of an earlier run",
+			 (unsigned long long)rc.taken);
+	p->tree->on_new = met;
+	p->tree->on_new_ctx = p;
+	return 0;
+}
+
+/* ---- the search behind the mount ---- */
+
+struct search {
+	struct pool *p;
+	struct node **stack;
+	size_t count, allocated;
+	bool whole; /* nothing was passed over for an error */
+};
+
+static void push(struct search *w, struct node *n)
+{
+	if (w->count == w->allocated) {
+		w->allocated = MAX_OF(64U, 2 * w->allocated);
+		w->stack = xrealloc(w->stack, w->allocated * sizeof(*w->stack));
+	}
+	w->stack[w->count++] = n;
+}
+
+/* Meets every entry of one directory; recovery_met does the rest. */
+static void search_dir(struct search *w, struct node *dir)
+{
+	struct tree *t = w->p->tree;
+	struct entry_rules rules = resolve_rules(t);
+	struct listing l = {0};
+	struct dirfd *pin;
+	int dirfd;
+	errint_t r;
+
+	rwlock_rd(&t->ns);
+	r = node_open_dir(t, dir, &dirfd, &pin);
+	rwlock_drop(&t->ns);
+	if (r == 0) {
+		r = entry_list(&rules, dirfd, dir->ino == TREE_ROOT_INO, &l);
+		dirfd_release(t, pin);
+	}
+	if (r < 0 && r != -ENOENT)
+		w->whole = false;
+	for (size_t i = 0; i < l.count && !atomic_load(&w->p->stopping); i++) {
+		struct node *n;
+		struct stat st;
+
+		if (l.items[i].type != DT_REG && l.items[i].type != DT_DIR)
+			continue;
+		rwlock_rd(&t->ns);
+		r = resolve_name(t, dir, l.items[i].logical, &n, &st);
+		rwlock_drop(&t->ns);
+		if (r < 0) {
+			if (r != -ENOENT)
+				w->whole = false;
+			continue;
+		}
+		if (S_ISDIR(n->type)) {
+			push(w, n);
+		} else {
+			met(w->p, n); /* also when the node was there already */
+			node_unref(t, n);
+		}
+	}
+	listing_clear(&l);
+}
+
+/* The walk is finished: what nobody met is gone. */
+static void give_up_waiting(struct pool *p)
+{
+	for (;;) {
+		struct scratch *s, *pick = NULL;
+
+		lock_take(&p->lock);
+		DL_FOREACH2(p->lru, s, lru_next) {
+			if (!s->node && !s->busy && s->record.state == RECORD_DIRTY) {
+				pick = s;
+				pick->busy = true;
+				break;
+			}
+		}
+		lock_drop(&p->lock);
+		if (!pick)
+			return;
+		if (scratch_set_aside(p, pick, "its object is gone from the store") < 0)
+			return;
+		atomic_fetch_sub(&p->waiting, 1);
+		lock_take(&p->lock);
+		pthread_cond_broadcast(&p->progress);
+		lock_drop(&p->lock);
+	}
+}
+
+static void *search_main(void *arg)
+{
+	struct pool *p = arg;
+	struct search w = {.p = p, .whole = true};
+
+	node_ref(p->tree, p->tree->root);
+	push(&w, p->tree->root);
+	while (w.count > 0) {
+		struct node *dir = w.stack[--w.count];
+
+		if (!atomic_load(&p->stopping) && atomic_load(&p->waiting) > 0)
+			search_dir(&w, dir);
+		node_unref(p->tree, dir);
+	}
+	free(w.stack);
+	if (atomic_load(&p->stopping) || atomic_load(&p->waiting) == 0)
+		return NULL;
+	if (w.whole)
+		give_up_waiting(p);
+	else
+		log_warn("not all of the store could be searched: %llu dirty scratch files keep "
+			 "waiting for their objects",
+			 (unsigned long long)atomic_load(&p->waiting));
+	return NULL;
+}
+
+errint_t recovery_start_search(struct pool *p)
+{
+	errint_t r;
+
+	if (atomic_load(&p->waiting) == 0)
+		return 0;
+	r = thread_start(&p->searcher, "search", search_main, p);
+	p->searcher_running = r == 0;
+	return r;
+}
+
+void recovery_stop_search(struct pool *p)
+{
+	if (!p->searcher_running)
+		return;
+	atomic_store(&p->stopping, true);
+	(void)pthread_join(p->searcher, NULL);
+	p->searcher_running = false;
+}
