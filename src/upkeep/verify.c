@@ -1,0 +1,240 @@
+/*
+ * Proving that objects decode.
+ *
+ * Every .zst file is opened, decoded from the first byte to the last and thrown away; what
+ * the codec refuses is damage. Looks only. A flush may replace the object or write over it
+ * while it is read: damage is believed only of a file that is still the same, under the
+ * same name, when the reading is over; otherwise it is read once more.
+ *
+ * Threads: any number of calls at once; each reads one file at a time.
+ */
+#include "upkeep/verify.h"
+
+#include <dirent.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/sysio.h"
+#include "base/text.h"
+
+#define ATTEMPTS 2
+
+struct verification {
+	uint64_t max_object;
+	verify_report_fn report;
+	void *ctx;
+	const volatile bool *stop;
+	struct verify_totals *totals;
+	errint_t err; /* the first directory that could not be read */
+	char **cause;
+};
+
+/* What one reading of one file found. */
+struct finding {
+	const struct verification *v;
+	enum { FOUND_OBJECT, FOUND_PLAIN, FOUND_DAMAGE } what;
+	uint64_t logical_bytes, stored_bytes;
+	char *error;
+};
+
+static bool is_stopped(const struct verification *v)
+{
+	return v->stop && *v->stop;
+}
+
+static void report(const struct verification *v, const char *path, const char *error)
+{
+	if (v->report)
+		v->report(v->ctx, path, error);
+}
+
+static errint_t count_bytes(void *ctx, uint64_t off, const void *data, size_t len)
+{
+	struct finding *f = ctx;
+
+	f->logical_bytes += len;
+	return is_stopped(f->v) ? -EINTR : 0;
+}
+
+static int open_to_read(int dirfd, const char *name)
+{
+	const int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK;
+	int fd = store_open_at(dirfd, name, flags | O_NOATIME);
+
+	/* Only the owner may ask for O_NOATIME. */
+	return fd == -EPERM ? store_open_at(dirfd, name, flags) : fd;
+}
+
+static void found_damage(struct finding *f, errint_t err, char *cause)
+{
+	f->what = FOUND_DAMAGE;
+	f->error = cause ? cause : xstrdup(strerror(-err));
+}
+
+/* Only these stop the walk; all else is said of the file. */
+static bool is_ours(errint_t err)
+{
+	return err == -EINTR || err == -ENOMEM;
+}
+
+static errint_t decode(int fd, struct finding *f)
+{
+	struct object o;
+	char *cause = NULL;
+	errint_t err = object_open(fd, &o, &cause);
+
+	if (!err) {
+		f->stored_bytes = o.stored_size;
+		if (o.kind == OBJECT_EMPTY)
+			err = set_cause(&cause, -EUCLEAN, "is empty: no valid object");
+		else if (o.kind == OBJECT_PLAIN)
+			f->what = FOUND_PLAIN;
+		else
+			err =
+			    object_decode_all(&o, f->v->max_object, count_bytes, f, &cause);
+		object_close(&o);
+	}
+	if (is_ours(err)) {
+		free(cause);
+		return err;
+	}
+	if (err)
+		found_damage(f, err, cause);
+	else
+		free(cause);
+	return 0;
+}
+
+static bool is_same(const struct stat *a, const struct stat *b)
+{
+	return a->st_ino == b->st_ino && a->st_size == b->st_size &&
+	       timespec_cmp(&a->st_mtim, &b->st_mtim) == 0 &&
+	       timespec_cmp(&a->st_ctim, &b->st_ctim) == 0;
+}
+
+/* Does the name still lead to what was read, unchanged? 0 yes, -EAGAIN no, -ENOENT gone. */
+static errint_t still_there(int dirfd, const char *name, int fd, const struct stat *before)
+{
+	struct ident read, now;
+	struct stat after;
+	errint_t err = ident_get(dirfd, name, &now);
+
+	if (!err)
+		err = ident_get(fd, "", &read);
+	if (!err)
+		err = sys_fstat(fd, &after);
+	if (err)
+		return err == -ENOENT ? err : 0;
+	return ident_equal(&read, &now) && is_same(before, &after) ? 0 : -EAGAIN;
+}
+
+/* One reading. -ENOENT: there is no such file any more; -EAGAIN: damage, but of something
+ * that has changed; else what stops the walk. */
+static errint_t look(int dirfd, const char *name, struct finding *f)
+{
+	cleanup_fd int fd = open_to_read(dirfd, name);
+	struct stat before;
+	errint_t err = fd < 0 ? fd : sys_fstat(fd, &before);
+
+	if (err == -ENOENT || err == -ELOOP || err == -ENXIO)
+		return -ENOENT;
+	if (err) {
+		found_damage(f, err, NULL);
+		return 0;
+	}
+	if (!S_ISREG(before.st_mode))
+		return -ENOENT;
+	err = decode(fd, f);
+	if (err || f->what != FOUND_DAMAGE)
+		return err;
+	return still_there(dirfd, name, fd, &before);
+}
+
+static errint_t verify_object(const struct verification *v, int dirfd, const char *name,
+                              const char *path)
+{
+	struct verify_totals *t = v->totals;
+	struct finding f;
+	errint_t err = -EAGAIN;
+
+	for (int i = 0; i < ATTEMPTS && err == -EAGAIN; i++) {
+		if (i > 0)
+			free(f.error);
+		f = (struct finding){.v = v};
+		err = look(dirfd, name, &f);
+	}
+	if (err == -EAGAIN)
+		err = 0; /* changed twice: what was found last stands */
+	if (err || f.what == FOUND_PLAIN) {
+		t->plain += !err;
+		free(f.error);
+		return err == -ENOENT ? 0 : err;
+	}
+	t->files++;
+	t->damaged += f.what == FOUND_DAMAGE;
+	t->logical_bytes += f.logical_bytes;
+	t->stored_bytes += f.stored_bytes;
+	report(v, path, f.error);
+	free(f.error);
+	return 0;
+}
+
+static void unreadable_directory(struct verification *v, const struct store_walk_item *item)
+{
+	cleanup_free char *path = text_escape(item->dir);
+
+	if (item->error == -EXDEV) {
+		log_warn("\"%s\" is a mount inside the store: not looked into", path);
+		return;
+	}
+	if (!v->err)
+		v->err =
+		    set_cause_errno(v->cause, item->error, "cannot look into \"%s\"", path);
+	report(v, item->dir, strerror(-item->error));
+}
+
+static errint_t visit(void *ctx, const struct store_walk_item *item)
+{
+	struct verification *v = ctx;
+	cleanup_free char *path = NULL;
+
+	if (is_stopped(v))
+		return -EINTR;
+	if (item->error) {
+		unreadable_directory(v, item);
+		return 0;
+	}
+	if (item->type != DT_REG)
+		return 0;
+	if (!name_has_suffix(item->name)) {
+		v->totals->plain++;
+		return 0;
+	}
+	path = xasprintf("%s%s%s", item->dir, *item->dir ? "/" : "", item->name);
+	return verify_object(v, item->dirfd, item->name, path);
+}
+
+errint_t verify_tree(struct store *s, const char *store_path, uint64_t max_object,
+                     verify_report_fn report_fn, void *ctx, const volatile bool *stop,
+                     struct verify_totals *totals, char **cause)
+{
+	struct verification v = {.max_object = max_object,
+	                         .report = report_fn,
+	                         .ctx = ctx,
+	                         .stop = stop,
+	                         .totals = totals,
+	                         .cause = cause};
+	errint_t err;
+
+	*totals = (struct verify_totals){0};
+	err = store_walk(s, store_path, visit, &v);
+	if (err == -EINTR)
+		return set_cause(cause, err, "stopped before the end");
+	if (err) {
+		cleanup_free char *path = text_escape(store_path);
+
+		return set_cause_errno(cause, err, "cannot verify \"%s\"", path);
+	}
+	return v.err;
+}

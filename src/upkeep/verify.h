@@ -1,0 +1,22 @@
+/* Proving that objects decode: `cellarctl verify`, online and offline. */
+#ifndef CELLAR_UPKEEP_VERIFY_H
+#define CELLAR_UPKEEP_VERIFY_H
+
+#include "store/store.h"
+
+struct verify_totals {
+	uint64_t files, damaged, logical_bytes, stored_bytes, plain;
+};
+/* error NULL: fine. path is the store path, relative. */
+typedef void (*verify_report_fn)(void *ctx, const char *store_path, const char *error);
+
+/* Decodes and checks every object at or below store_path ("" = all), in order; looks only,
+ * takes no lock, changes nothing (no atime where that can be avoided). A file that changes
+ * under the reading (replaced by a flush) is looked at once more. Entries that vanish are
+ * passed over. 0 when the walk was complete, whatever was found; stops with -EINTR when
+ * *stop becomes true (may be NULL). */
+errint_t verify_tree(struct store *s, const char *store_path, uint64_t max_object,
+                     verify_report_fn report, void *ctx, const volatile bool *stop,
+                     struct verify_totals *totals, char **cause);
+
+#endif
