@@ -1,0 +1,341 @@
+/*
+ * Listing directories.
+ *
+ * A directory handle holds a snapshot of the names, made at the first readdir and again
+ * whenever reading starts over at offset 0 (rewinddir). Offsets are positions in it: 0 ".",
+ * 1 "..", then the snapshot in order; the offset sent with an entry is that of the next
+ * one. A name that is gone when its turn comes is passed over; one that came later is seen
+ * after the next rewind. So each name that stays is listed exactly once, whatever happens
+ * to the others.
+ *
+ * A snapshot is immutable and counted: a reader keeps the one it began with.
+ *
+ * readdirplus counts one look-up for every entry that it answers with a number, and none
+ * for "." and "..", entries that did not fit, or a reply that the kernel did not take.
+ *
+ * Threads: any loop or worker thread; the handle's lock guards only its snapshot pointer.
+ */
+#include <dirent.h>
+#include <string.h>
+
+#include "mount/request.h"
+
+struct snapshot {
+	_Atomic unsigned users;
+	struct listing list;
+};
+
+struct dir_handle {
+	uint32_t magic;            /* DIR_HANDLE_MAGIC */
+	struct node *node;         /* referenced */
+	struct lock lock;          /* LOCK_LEAF */
+	struct snapshot *snapshot; /* under lock; NULL before the first readdir */
+};
+#define DIR_HANDLE_MAGIC 0xd12a11d1U
+
+/* What the kernel's own filesystems say where they know no number: 0 would be skipped by
+ * readdir(3). */
+#define UNKNOWN_INO 0xffffffffU
+
+/* ---- snapshots ---- */
+
+static void snapshot_drop(struct snapshot *s)
+{
+	if (s && atomic_fetch_sub(&s->users, 1) == 1) {
+		listing_clear(&s->list);
+		free(s);
+	}
+}
+
+static struct snapshot *snapshot_get(struct dir_handle *d)
+{
+	struct snapshot *s;
+
+	lock_take(&d->lock);
+	s = d->snapshot;
+	if (s)
+		atomic_fetch_add(&s->users, 1);
+	lock_drop(&d->lock);
+	return s;
+}
+
+/* Makes a new one the handle's, and returns it counted for the caller too. */
+static errint_t snapshot_make(struct mount *m, struct dir_handle *d, struct snapshot **ret)
+{
+	struct entry_rules rules = resolve_rules(m->tree);
+	struct snapshot *s = xcalloc(1, sizeof(*s)), *old;
+	struct dirfd *pin;
+	errint_t err;
+	int dirfd;
+
+	rwlock_rd(&m->tree->ns);
+	err = node_open_dir(m->tree, d->node, &dirfd, &pin);
+	if (!err) {
+		err = entry_list(&rules, dirfd, d->node->ino == TREE_ROOT_INO, &s->list);
+		dirfd_release(m->tree, pin);
+	}
+	rwlock_drop(&m->tree->ns);
+	if (err == -ENOENT) /* the directory was removed: it is empty */
+		err = 0;
+	if (err) {
+		free(s);
+		return err;
+	}
+	atomic_init(&s->users, 2);
+	lock_take(&d->lock);
+	old = d->snapshot;
+	d->snapshot = s;
+	lock_drop(&d->lock);
+	snapshot_drop(old);
+	*ret = s;
+	return 0;
+}
+
+/* ---- open, release ---- */
+
+static struct dir_handle *dir_handle_of(const struct fuse_file_info *fi)
+{
+	struct dir_handle *d = (struct dir_handle *)(uintptr_t)fi->fh;
+
+	INVARIANT(d && d->magic == DIR_HANDLE_MAGIC);
+	return d;
+}
+
+static void dir_handle_free(struct mount *m, struct dir_handle *d)
+{
+	snapshot_drop(d->snapshot);
+	node_unref(m->tree, d->node);
+	lock_clear(&d->lock);
+	d->magic = 0;
+	free(d);
+}
+
+void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	struct request r = request_init(req, NULL);
+	struct node *n = tree_get(r.m->tree, ino);
+	struct dir_handle *d;
+
+	if (!n || !S_ISDIR(n->type)) {
+		(void)reply_errno(&r, n ? -ENOTDIR : -ESTALE);
+		node_unref(r.m->tree, n);
+		return;
+	}
+	d = xcalloc(1, sizeof(*d));
+	d->magic = DIR_HANDLE_MAGIC;
+	d->node = n;
+	lock_init(&d->lock, LOCK_LEAF);
+	fi->fh = (uintptr_t)d;
+	lock_assert_none();
+	if (fuse_reply_open(req, fi) != 0)
+		dir_handle_free(r.m, d);
+}
+
+void op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	struct request r = request_init(req, NULL);
+
+	dir_handle_free(r.m, dir_handle_of(fi));
+	(void)reply_errno(&r, 0);
+}
+
+/* ---- readdir, readdirplus ---- */
+
+/* One reply being filled. */
+struct filling {
+	const struct request *r;
+	struct dir_handle *d;
+	bool plus;
+	char *buf;
+	size_t used;
+	uint64_t *counted; /* numbers whose look-ups are in the reply */
+	size_t counted_len;
+};
+
+/* False: it did not fit. */
+static bool fill_one(struct filling *f, const char *name, const struct fuse_entry_param *e,
+                     uint64_t next_off)
+{
+	size_t room = f->r->size - f->used, len;
+	char *at = f->buf + f->used;
+
+	if (f->plus)
+		len = fuse_add_direntry_plus(f->r->req, at, room, name, e, (off_t)next_off);
+	else
+		len =
+		    fuse_add_direntry(f->r->req, at, room, name, &e->attr, (off_t)next_off);
+	if (len > room)
+		return false;
+	f->used += len;
+	return true;
+}
+
+static bool fill_dots(struct filling *f, uint64_t off)
+{
+	struct fuse_entry_param e = {0};
+
+	e.attr.st_mode = S_IFDIR;
+	e.attr.st_ino = off ? parent_ino(f->r->m, f->d->node) : f->d->node->ino;
+	return fill_one(f, off ? ".." : ".", &e, off + 1);
+}
+
+/* The whole entry where it can be had without waiting; else e->ino stays 0 and the kernel
+ * looks it up when somebody asks. */
+static void fill_attr(struct mount *m, struct node *n, const struct stat *st,
+                      struct fuse_entry_param *e)
+{
+	struct stat attr;
+	errint_t err;
+
+	lock_take(&n->lock);
+	err = attr_locked(m, n, n->scratch ? NULL : st, &attr, NULL);
+	lock_drop(&n->lock);
+	if (!err)
+		fill_entry(m, n, &attr, e);
+}
+
+/* False: it did not fit. A name that is gone fits. */
+static bool fill_item(struct filling *f, const struct listing_item *item, uint64_t next_off)
+{
+	struct mount *m = f->r->m;
+	struct fuse_entry_param e = {0};
+	struct node *n = NULL;
+	struct stat st;
+	errint_t err;
+	bool fits;
+
+	e.attr.st_mode = DTTOIF(item->type);
+	e.attr.st_ino = UNKNOWN_INO;
+	rwlock_rd(&m->tree->ns);
+	err = resolve_name(m->tree, f->d->node, item->logical, &n, &st);
+	if (!err) {
+		e.attr.st_mode = n->type;
+		e.attr.st_ino = n->ino;
+		if (f->plus)
+			fill_attr(m, n, &st, &e);
+	}
+	rwlock_drop(&m->tree->ns);
+	if (err == -ENOENT)
+		return true;
+	fits = fill_one(f, item->logical, &e, next_off);
+	if (fits && f->plus && e.ino) {
+		lookup_count(m, n);
+		f->counted[f->counted_len++] = e.ino;
+	}
+	node_unref(m->tree, n);
+	return fits;
+}
+
+static void fill_from(struct filling *f, const struct snapshot *s)
+{
+	uint64_t off = f->r->off;
+
+	for (; off < 2; off++) {
+		if (!fill_dots(f, off))
+			return;
+	}
+	for (; off - 2 < s->list.count; off++) {
+		if (!fill_item(f, &s->list.items[off - 2], off + 1))
+			return;
+	}
+}
+
+/* No entry of readdirplus is shorter than this. */
+#define ENTRY_MIN 152
+
+static enum run_end run_read_dir(struct request *r, bool plus)
+{
+	struct filling f = {.r = r, .d = r->dir_handle, .plus = plus};
+	struct snapshot *s = r->off ? snapshot_get(f.d) : NULL;
+	errint_t err = 0;
+
+	if (!s)
+		err = snapshot_make(r->m, f.d, &s);
+	if (!err) {
+		f.buf = malloc(MAX_OF(r->size, (size_t)1));
+		f.counted = calloc(r->size / ENTRY_MIN + 1, sizeof(f.counted[0]));
+		if (!f.buf || !f.counted)
+			err = -ENOMEM;
+	}
+	if (err) {
+		(void)reply_error(r, f.d->node, err, NULL);
+	} else {
+		fill_from(&f, s);
+		lock_assert_none();
+		if (fuse_reply_buf(r->req, f.buf, f.used) != 0) {
+			for (size_t i = 0; i < f.counted_len; i++)
+				lookup_undo(r->m, f.counted[i]);
+		}
+	}
+	snapshot_drop(s);
+	free(f.buf);
+	free(f.counted);
+	return RUN_DONE;
+}
+
+static enum run_end run_readdir(struct request *r)
+{
+	return run_read_dir(r, false);
+}
+
+static enum run_end run_readdirplus(struct request *r)
+{
+	return run_read_dir(r, true);
+}
+
+static void dispatch_read(fuse_req_t req, run_fn run, size_t size, off_t off,
+                          struct fuse_file_info *fi)
+{
+	struct request r = request_init(req, run);
+
+	r.dir_handle = dir_handle_of(fi);
+	r.ino = r.dir_handle->node->ino;
+	r.size = size;
+	r.off = (uint64_t)off;
+	request_dispatch(&r, RUN_STORE);
+}
+
+void op_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+                struct fuse_file_info *fi)
+{
+	dispatch_read(req, run_readdir, size, off, fi);
+}
+
+void op_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+                    struct fuse_file_info *fi)
+{
+	dispatch_read(req, run_readdirplus, size, off, fi);
+}
+
+/* ---- fsyncdir ---- */
+
+static enum run_end run_fsyncdir(struct request *r)
+{
+	struct mount *m = r->m;
+	struct node *n = r->dir_handle->node;
+	struct dirfd *pin;
+	errint_t err;
+	int dirfd;
+
+	rwlock_rd(&m->tree->ns);
+	err = node_open_dir(m->tree, n, &dirfd, &pin);
+	rwlock_drop(&m->tree->ns);
+	if (!err) {
+		err = store_sync_dir(dirfd);
+		if (err == -EBADF) /* not readable, so open for paths only */
+			err = sys_syncfs(m->tree->store->root_fd);
+		dirfd_release(m->tree, pin);
+	}
+	if (err == -ENOENT) /* removed: nothing is left to be durable */
+		err = 0;
+	return reply_error(r, n, err, NULL);
+}
+
+void op_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
+{
+	struct request r = request_init(req, run_fsyncdir);
+
+	r.dir_handle = dir_handle_of(fi);
+	r.ino = r.dir_handle->node->ino;
+	request_dispatch(&r, RUN_WAIT);
+}

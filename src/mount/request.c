@@ -1,0 +1,486 @@
+/*
+ * Requests: dispatch, replies, attributes, identity of the caller. See request.h.
+ *
+ * Life of a queued request:
+ *
+ *   QUEUED --worker begins--> BEGUN --> answered by its run function
+ *      \--interrupt, caller is dying--> CANCELLED (answered EINTR by the interrupt)
+ *
+ * Whoever moves the state away from QUEUED answers. The worker frees the memory in both
+ * cases; the interrupt callback touches it only before its move, and a worker that has
+ * begun unregisters the callback, which waits for one that is running.
+ *
+ * A process in OPEN ignores even SIGKILL until the reply, so dying callers are let go; a
+ * signal that the caller catches must not fail its open or read, as on any local
+ * filesystem.
+ *
+ * Threads: everything here may be called from any loop or worker thread.
+ */
+#include <linux/securebits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/counters.h"
+#include "base/text.h"
+#include "mount/request.h"
+
+/* ---- the caller's identity ---- */
+
+static __thread bool own_umask;
+
+/* Only where a thread cannot have a umask of its own (a sandbox refuses unshare(2)). */
+static pthread_mutex_t shared_umask = PTHREAD_MUTEX_INITIALIZER;
+
+/* Per thread, once: an own umask, and capabilities that stay when the fsuid changes. */
+static void creds_prepare_thread(const struct mount *m)
+{
+	static __thread bool prepared;
+	static _Atomic bool warned;
+	int bits;
+
+	if (prepared)
+		return;
+	prepared = true;
+	own_umask = unshare(CLONE_FS) == 0;
+	if (own_umask)
+		(void)umask(0);
+	if (!m->privileged)
+		return;
+	bits = prctl(PR_GET_SECUREBITS);
+	if ((bits < 0 || prctl(PR_SET_SECUREBITS, bits | SECBIT_NO_SETUID_FIXUP) != 0) &&
+	    !atomic_exchange(&warned, true))
+		log_warn(
+		    "PR_SET_SECUREBITS: %s; users may be refused to create files where "
+		    "only a supplementary group lets them",
+		    strerror(errno));
+}
+
+/* Of this thread only, which is what the system calls mean (and not their wrappers'
+ * namesakes). */
+static void set_fs_ids(uid_t uid, gid_t gid)
+{
+	(void)syscall(SYS_setfsgid, gid);
+	(void)syscall(SYS_setfsuid, uid);
+}
+
+void creds_enter(const struct request *r)
+{
+	creds_prepare_thread(r->m);
+	if (!own_umask)
+		INVARIANT(pthread_mutex_lock(&shared_umask) == 0);
+	(void)umask(r->umask & 07777);
+	if (r->m->privileged)
+		set_fs_ids(r->uid, r->gid);
+}
+
+void creds_leave(const struct request *r)
+{
+	if (r->m->privileged)
+		set_fs_ids(geteuid(), getegid());
+	(void)umask(0);
+	if (!own_umask)
+		INVARIANT(pthread_mutex_unlock(&shared_umask) == 0);
+}
+
+/* ---- dying callers ---- */
+
+static bool status_mask(const char *status, const char *key, uint64_t *ret)
+{
+	const char *line = strstr(status, key);
+
+	if (!line)
+		return false;
+	*ret = strtoull(line + strlen(key), NULL, 16);
+	return true;
+}
+
+#define SIGNAL_BIT(n) (1ULL << ((n)-1))
+
+/* Whether thread `pid` has a signal pending that ends it. */
+static bool caller_is_dying(pid_t pid)
+{
+	const uint64_t harmless = SIGNAL_BIT(SIGCHLD) | SIGNAL_BIT(SIGCONT) |
+	                          SIGNAL_BIT(SIGSTOP) | SIGNAL_BIT(SIGTSTP) |
+	                          SIGNAL_BIT(SIGTTIN) | SIGNAL_BIT(SIGTTOU) |
+	                          SIGNAL_BIT(SIGURG) | SIGNAL_BIT(SIGWINCH);
+	uint64_t own, shared, blocked, ignored, caught;
+	char path[48], text[8192];
+	ssize_t n;
+	int fd;
+
+	if (pid <= 0)
+		return false; /* of another pid namespace */
+	(void)snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return false;
+	n = read(fd, text, sizeof(text) - 1);
+	(void)close(fd);
+	if (n <= 0)
+		return false;
+	text[n] = '\0';
+	if (!status_mask(text, "\nSigPnd:", &own) ||
+	    !status_mask(text, "\nShdPnd:", &shared) ||
+	    !status_mask(text, "\nSigBlk:", &blocked) ||
+	    !status_mask(text, "\nSigIgn:", &ignored) ||
+	    !status_mask(text, "\nSigCgt:", &caught))
+		return false;
+	return ((own | shared) & ~blocked & ~ignored & ~caught & ~harmless) != 0;
+}
+
+/* ---- dispatch ---- */
+
+enum queued_state { QUEUED, BEGUN, CANCELLED };
+
+struct queued {
+	struct request r;
+	_Atomic int state;
+	void *data; /* owned copies of what r points to */
+	char names[];
+};
+
+/* libfuse calls the interrupt function from inside fuse_req_interrupt_func() when the
+ * interrupt came first. There a reply would free the request under its caller's feet: it
+ * is left to the worker. */
+static __thread bool registering;
+
+static void on_interrupt(fuse_req_t req, void *arg)
+{
+	struct queued *q = arg;
+	int expected = QUEUED;
+
+	if (registering || !caller_is_dying(q->r.pid))
+		return;
+	if (atomic_compare_exchange_strong(&q->state, &expected, CANCELLED))
+		(void)fuse_reply_err(req, EINTR);
+}
+
+static void queued_free(struct queued *q)
+{
+	free(q->data);
+	free(q);
+}
+
+/* Copies what r points to; -ENOMEM, -EIO (a write's data could not be read). */
+static errint_t copy_arguments(struct queued *q, const struct request *r)
+{
+	size_t len = r->name ? strlen(r->name) + 1 : 0;
+
+	if (r->name)
+		q->r.name = memcpy(q->names, r->name, len);
+	if (r->name2)
+		q->r.name2 = memcpy(q->names + len, r->name2, strlen(r->name2) + 1);
+	if (!r->data && !r->buf)
+		return 0;
+	q->data = malloc(MAX_OF(r->size, (size_t)1));
+	if (!q->data)
+		return -ENOMEM;
+	if (r->buf) {
+		struct fuse_bufvec to = FUSE_BUFVEC_INIT(r->size);
+		ssize_t n;
+
+		to.buf[0].mem = q->data;
+		n = fuse_buf_copy(&to, r->buf, 0);
+		if (n != (ssize_t)r->size)
+			return n < 0 ? (errint_t)n : -EIO;
+		q->r.buf = NULL;
+	} else {
+		memcpy(q->data, r->data, r->size);
+	}
+	q->r.data = q->data;
+	return 0;
+}
+
+static struct queued *queued_new(const struct request *r, errint_t *ret_err)
+{
+	size_t names =
+	    (r->name ? strlen(r->name) + 1 : 0) + (r->name2 ? strlen(r->name2) + 1 : 0);
+	struct queued *q = malloc(sizeof(*q) + names);
+
+	*ret_err = -ENOMEM;
+	if (!q)
+		return NULL;
+	q->r = *r;
+	q->data = NULL;
+	atomic_init(&q->state, QUEUED);
+	*ret_err = copy_arguments(q, r);
+	if (*ret_err) {
+		queued_free(q);
+		return NULL;
+	}
+	return q;
+}
+
+static void queued_run(void *arg);
+
+static void queue(struct queued *q, enum run_class class)
+{
+	struct mount *m = q->r.m;
+
+	q->r.may_wait = class == RUN_WAIT;
+	atomic_store(&q->state, QUEUED);
+	count_one(COUNTER_REQUESTS_QUEUED);
+	registering = true;
+	fuse_req_interrupt_func(q->r.req, on_interrupt, q);
+	registering = false;
+	workers_queue(class == RUN_WAIT ? m->wait_workers : m->store_workers, queued_run,
+	              q);
+}
+
+static void queued_run(void *arg)
+{
+	struct queued *q = arg;
+	int expected = QUEUED;
+	enum run_end end;
+
+	if (!atomic_compare_exchange_strong(&q->state, &expected, BEGUN)) {
+		queued_free(q);
+		return;
+	}
+	fuse_req_interrupt_func(q->r.req, NULL, NULL);
+	if (fuse_req_interrupted(q->r.req) && caller_is_dying(q->r.pid)) {
+		(void)reply_errno(&q->r, -EINTR);
+		queued_free(q);
+		return;
+	}
+	end = q->r.run(&q->r);
+	if (end == RUN_MUST_WAIT) {
+		INVARIANT(!q->r.may_wait);
+		queue(q, RUN_WAIT);
+		return;
+	}
+	queued_free(q);
+}
+
+static void copy_and_queue(const struct request *r, enum run_class class)
+{
+	errint_t err;
+	struct queued *q = queued_new(r, &err);
+
+	if (q)
+		queue(q, class);
+	else
+		(void)reply_errno(r, err);
+}
+
+struct request request_init(fuse_req_t req, run_fn run)
+{
+	const struct fuse_ctx *ctx = fuse_req_ctx(req);
+	struct request r = {
+	    .req = req,
+	    .m = fuse_req_userdata(req),
+	    .run = run,
+	    .uid = ctx->uid,
+	    .gid = ctx->gid,
+	    .pid = ctx->pid,
+	    .umask = ctx->umask,
+	};
+
+	count_one(COUNTER_REQUESTS);
+	return r;
+}
+
+void request_dispatch(struct request *r, enum run_class class)
+{
+	struct mount *m = r->m;
+	enum run_end end;
+
+	if (class == RUN_STORE && atomic_fetch_add(&m->inline_now, 1) >= INLINE_MAX) {
+		atomic_fetch_sub(&m->inline_now, 1);
+		copy_and_queue(r, RUN_STORE);
+		return;
+	}
+	if (class == RUN_WAIT) {
+		copy_and_queue(r, RUN_WAIT);
+		return;
+	}
+	end = r->run(r);
+	if (class == RUN_STORE)
+		atomic_fetch_sub(&m->inline_now, 1);
+	if (end == RUN_MUST_WAIT)
+		copy_and_queue(r, RUN_WAIT);
+}
+
+/* ---- replies ---- */
+
+enum run_end reply_errno(const struct request *r, errint_t err)
+{
+	lock_assert_none();
+	(void)fuse_reply_err(r->req, -err);
+	return RUN_DONE;
+}
+
+enum run_end reply_error(const struct request *r, struct node *n, errint_t err, char *cause)
+{
+	if (err == -EUCLEAN && cause) {
+		cleanup_free char *path = n ? node_path(r->m->tree, n) : NULL;
+		cleanup_free char *shown = text_escape(path ? path : "?");
+
+		log_err("\"%s\": %s; answered with an input/output error", shown, cause);
+	}
+	free(cause);
+	/* -ENODATA is a file that is shorter than it says. */
+	if (err == -EUCLEAN || err == -ENODATA)
+		err = -EIO;
+	return reply_errno(r, err);
+}
+
+void lookup_count(struct mount *m, struct node *n)
+{
+	if (n->ino != TREE_ROOT_INO)
+		node_add_lookup(m->tree, n);
+}
+
+void lookup_undo(struct mount *m, uint64_t ino)
+{
+	if (ino != TREE_ROOT_INO)
+		node_forget(m->tree, ino, 1);
+}
+
+void fill_entry(const struct mount *m, struct node *n, const struct stat *attr,
+                struct fuse_entry_param *ret)
+{
+	memset(ret, 0, sizeof(*ret));
+	ret->ino = n->ino;
+	ret->generation = 1; /* numbers are never reused */
+	ret->attr = *attr;
+	ret->attr_timeout = m->timeout_s;
+	ret->entry_timeout = m->timeout_s;
+}
+
+enum run_end reply_entry(const struct request *r, struct node *n, const struct stat *attr)
+{
+	struct fuse_entry_param e;
+
+	lock_assert_none();
+	fill_entry(r->m, n, attr, &e);
+	lookup_count(r->m, n);
+	if (fuse_reply_entry(r->req, &e) != 0)
+		lookup_undo(r->m, e.ino);
+	return RUN_DONE;
+}
+
+/* ---- attributes ---- */
+
+static bool info_matches(const struct node *n, const struct stat *st)
+{
+	return n->info_valid && n->info.stored_size == (uint64_t)st->st_size &&
+	       n->info.stored_mtime.tv_sec == st->st_mtim.tv_sec &&
+	       n->info.stored_mtime.tv_nsec == st->st_mtim.tv_nsec;
+}
+
+/* Brings n->info up to date with st. Where the inode has no name any more, what was known
+ * must do. */
+static errint_t refresh_info(struct mount *m, struct node *n, const struct stat *st,
+                             char **cause)
+{
+	struct place at;
+	errint_t err;
+
+	if (info_matches(n, st))
+		return 0;
+	err = node_place(m->tree, n, &at);
+	if (err)
+		return err == -ENOENT && (n->dead_fd >= 0 || n->dead_st) ? 0 : err;
+	err = resolve_info(m->tree, n, at.dirfd, at.store_name.s, st, cause);
+	place_release(m->tree, &at);
+	return err;
+}
+
+errint_t attr_locked(struct mount *m, struct node *n, const struct stat *known,
+                     struct stat *ret, char **cause)
+{
+	bool regular = S_ISREG(n->type), size_known = true;
+	struct stat st;
+	errint_t err = 0;
+
+	lock_assert_held(&n->lock);
+	if (known)
+		st = *known;
+	else
+		err = resolve_stat(m->tree, n, &st);
+	if (!err && regular)
+		err = refresh_info(m, n, &st, cause);
+	if (err)
+		return err;
+	if (!regular || n->info_valid) {
+		resolve_attr(n, &st, ret);
+		size_known = !regular || n->info.logical_size != OBJECT_SIZE_UNKNOWN;
+	} else {
+		*ret = st;
+		ret->st_ino = n->ino;
+		ret->st_size = 0;
+	}
+	if (regular) {
+		ret->st_size = size_known ? ret->st_size : -1;
+		pool_overlay_attr(n, ret);
+		if (ret->st_size < 0)
+			return -EAGAIN;
+	}
+	return 0;
+}
+
+/* A foreign object that cannot be decoded to its end has no size; it must still be there
+ * to look at and to remove. Opening it says what is wrong. */
+static bool size_is_unknowable(errint_t err)
+{
+	return err == -EUCLEAN || err == -EFBIG || err == -ENODATA;
+}
+
+errint_t attr_get(const struct request *r, struct node *n, struct stat *ret, char **cause)
+{
+	struct mount *m = r->m;
+	errint_t err, size_err = 0;
+
+	for (unsigned tries = 0;; tries++) {
+		rwlock_rd(&m->tree->ns);
+		lock_take(&n->lock);
+		err = attr_locked(m, n, NULL, ret, cause);
+		lock_drop(&n->lock);
+		rwlock_drop(&m->tree->ns);
+		if (err != -EAGAIN || !r->may_wait)
+			return err;
+		if (size_is_unknowable(size_err) || tries >= 10) {
+			ret->st_size = 0;
+			return 0;
+		}
+		size_err = resolve_size(m->tree, n, NULL);
+		if (size_err && !size_is_unknowable(size_err))
+			return size_err;
+	}
+}
+
+int node_path_fd(struct mount *m, struct node *n)
+{
+	struct place at;
+	errint_t err;
+	int fd;
+
+	lock_assert_held(&n->lock);
+	err = node_place(m->tree, n, &at);
+	if (err == -ENOENT && n->dead_fd >= 0) {
+		fd = fcntl(n->dead_fd, F_DUPFD_CLOEXEC, 3);
+		return fd < 0 ? -errno : fd;
+	}
+	if (err)
+		return err;
+	fd = sys_openat(at.dirfd, at.store_name.s[0] ? at.store_name.s : ".",
+	                O_PATH | O_NOFOLLOW, 0);
+	place_release(m->tree, &at);
+	return fd;
+}
+
+uint64_t parent_ino(struct mount *m, struct node *n)
+{
+	uint64_t ino = n->ino;
+
+	lock_take(&m->tree->lock);
+	if (n->names && n->names->parent)
+		ino = n->names->parent->ino;
+	lock_drop(&m->tree->lock);
+	return ino;
+}
