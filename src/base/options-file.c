@@ -113,6 +113,32 @@ out:
 	return err;
 }
 
+/* libconfuse 3.3 counts the line of a comment three times, and its messages then name wrong
+ * lines: comments (from a # outside quotes to the end of the line) become blanks first. */
+static void blank_comments(char *text)
+{
+	char quote = '\0';
+	bool comment = false;
+
+	for (char *c = text; *c; c++) {
+		if (*c == '\n') {
+			comment = false;
+		} else if (comment) {
+			*c = ' ';
+		} else if (quote) {
+			if (*c == '\\' && c[1])
+				c++;
+			else if (*c == quote)
+				quote = '\0';
+		} else if (*c == '"' || *c == '\'') {
+			quote = *c;
+		} else if (*c == '#') {
+			comment = true;
+			*c = ' ';
+		}
+	}
+}
+
 static errint_t read_text(const char *path, char **ret)
 {
 	cleanup_fd int fd = sys_openat(AT_FDCWD, path, O_RDONLY | O_NOCTTY, 0);
@@ -152,6 +178,7 @@ errint_t options_read_file(struct options *o, const char *path, char **cause)
 
 	if (err)
 		return set_cause_errno(cause, err, "configuration file %s", shown_path);
+	blank_comments(text);
 	now = &r;
 	err = parse_text(text);
 	now = NULL;

@@ -33,52 +33,18 @@
 #include <string.h>
 #include <time.h>
 
-#include "uthash.h"
-
 #include "base/clock.h"
-#include "base/counters.h"
 #include "base/lock.h"
 #include "base/log.h"
 #include "base/sysio.h"
 #include "base/workers.h"
-#include "catalog/schema.h"
+#include "catalog/batch.h"
 
 #define DB_NAME        "catalog.db"
 #define RETRY_FIRST_MS 1000
 #define RETRY_MOST_MS  30000
 #define BATCH_MOST     20000      /* changes: more than this are committed early */
 #define CHECK_AT_OPEN  (32 << 20) /* bytes: larger databases are checked while running */
-
-struct file_change {
-	struct catalog_file row; /* when gone: only the identity */
-	bool gone;
-	UT_hash_handle by_ident;
-	UT_hash_handle by_ino; /* unless gone */
-};
-
-/* A number that a row of this batch had for a while. */
-struct freed {
-	uint64_t ino;
-	UT_hash_handle hh;
-};
-
-struct scratch_change {
-	struct catalog_scratch row;
-	bool gone;
-	UT_hash_handle hh;
-};
-
-struct meta_change {
-	char *key, *value;
-	UT_hash_handle hh;
-};
-
-struct batch {
-	struct file_change *by_ident, *by_ino;
-	struct freed *freed; /* not in by_ino */
-	struct scratch_change *scratches;
-	struct meta_change *metas;
-};
 
 struct catalog {
 	/* constant after open */
@@ -108,276 +74,6 @@ struct catalog {
 	struct db writer;
 	bool check_wanted;
 };
-
-/* ---- batches ---- */
-
-static struct file_change *change_of_ident(const struct batch *b, const struct ident *ident)
-{
-	struct file_change *f;
-
-	HASH_FIND(by_ident, b->by_ident, ident, sizeof(*ident), f);
-	return f;
-}
-
-static struct file_change *change_of_ino(const struct batch *b, uint64_t ino)
-{
-	struct file_change *f;
-
-	HASH_FIND(by_ino, b->by_ino, &ino, sizeof(ino), f);
-	return f;
-}
-
-static struct freed *freed_of(const struct batch *b, uint64_t ino)
-{
-	struct freed *f;
-
-	HASH_FIND(hh, b->freed, &ino, sizeof(ino), f);
-	return f;
-}
-
-/* Whether the batch says who has the number, or that nobody below has it. */
-static bool covers_ino(const struct batch *b, uint64_t ino)
-{
-	return change_of_ino(b, ino) || freed_of(b, ino);
-}
-
-static void add_freed(struct batch *b, uint64_t ino)
-{
-	struct freed *f = xcalloc(1, sizeof(*f));
-
-	f->ino = ino;
-	HASH_ADD(hh, b->freed, ino, sizeof(f->ino), f);
-}
-
-static void mark_gone(struct batch *b, struct file_change *f)
-{
-	if (f->gone)
-		return;
-	HASH_DELETE(by_ino, b->by_ino, f);
-	f->gone = true;
-	add_freed(b, f->row.ino);
-}
-
-/* Nobody has the number, here or below. */
-static void free_ino(struct batch *b, uint64_t ino)
-{
-	struct file_change *f = change_of_ino(b, ino);
-
-	if (f)
-		mark_gone(b, f);
-	else if (!freed_of(b, ino))
-		add_freed(b, ino);
-}
-
-/* The entry of an identity, gone, made if needed. */
-static struct file_change *take_change(struct batch *b, const struct ident *ident)
-{
-	struct file_change *f = change_of_ident(b, ident);
-
-	if (f) {
-		mark_gone(b, f);
-		return f;
-	}
-	f = xcalloc(1, sizeof(*f));
-	f->row.ident = *ident;
-	f->gone = true;
-	HASH_ADD(by_ident, b->by_ident, row.ident, sizeof(struct ident), f);
-	return f;
-}
-
-static void batch_put_file(struct batch *b, const struct catalog_file *row)
-{
-	struct file_change *f = take_change(b, &row->ident);
-	struct freed *freed;
-
-	free_ino(b, row->ino);
-	freed = freed_of(b, row->ino);
-	HASH_DEL(b->freed, freed);
-	free(freed);
-	f->row = *row;
-	f->gone = false;
-	HASH_ADD(by_ino, b->by_ino, row.ino, sizeof(f->row.ino), f);
-}
-
-static struct scratch_change *scratch_of(const struct batch *b, uint64_t ino)
-{
-	struct scratch_change *s;
-
-	HASH_FIND(hh, b->scratches, &ino, sizeof(ino), s);
-	return s;
-}
-
-static struct scratch_change *take_scratch(struct batch *b, uint64_t ino)
-{
-	struct scratch_change *s = scratch_of(b, ino);
-
-	if (!s) {
-		s = xcalloc(1, sizeof(*s));
-		s->row.ino = ino;
-		HASH_ADD(hh, b->scratches, row.ino, sizeof(s->row.ino), s);
-	}
-	free(s->row.last_error);
-	s->row.last_error = NULL;
-	s->gone = true;
-	return s;
-}
-
-static struct meta_change *meta_of(const struct batch *b, const char *key)
-{
-	struct meta_change *m;
-
-	HASH_FIND_STR(b->metas, key, m);
-	return m;
-}
-
-static void batch_put_meta(struct batch *b, const char *key, const char *value)
-{
-	struct meta_change *m = meta_of(b, key);
-
-	if (!m) {
-		m = xcalloc(1, sizeof(*m));
-		m->key = xstrdup(key);
-		HASH_ADD_KEYPTR(hh, b->metas, m->key, strlen(m->key), m);
-	}
-	free(m->value);
-	m->value = xstrdup(value);
-}
-
-static bool batch_is_empty(const struct batch *b)
-{
-	return !b->by_ident && !b->scratches && !b->metas;
-}
-
-static size_t batch_size(const struct batch *b)
-{
-	return HASH_CNT(by_ident, b->by_ident) + HASH_COUNT(b->scratches);
-}
-
-static void batch_clear(struct batch *b)
-{
-	struct file_change *f, *f_next;
-	struct scratch_change *s, *s_next;
-	struct meta_change *m, *m_next;
-	struct freed *freed, *freed_next;
-
-	HASH_CLEAR(by_ino, b->by_ino);
-	HASH_ITER (by_ident, b->by_ident, f, f_next) {
-		HASH_DELETE(by_ident, b->by_ident, f);
-		free(f);
-	}
-	HASH_ITER (hh, b->freed, freed, freed_next) {
-		HASH_DEL(b->freed, freed);
-		free(freed);
-	}
-	HASH_ITER (hh, b->scratches, s, s_next) {
-		HASH_DEL(b->scratches, s);
-		free(s->row.last_error);
-		free(s);
-	}
-	HASH_ITER (hh, b->metas, m, m_next) {
-		HASH_DEL(b->metas, m);
-		free(m->key);
-		free(m->value);
-		free(m);
-	}
-}
-
-/* Puts what `newer` says on top of `older`; newer is empty afterwards. */
-static void batch_apply(struct batch *older, struct batch *newer)
-{
-	struct file_change *f, *f_next;
-	struct scratch_change *s, *s_next;
-	struct meta_change *m, *m_next;
-	struct freed *freed, *freed_next;
-
-	HASH_ITER (hh, newer->freed, freed, freed_next)
-		free_ino(older, freed->ino);
-	HASH_ITER (by_ident, newer->by_ident, f, f_next) {
-		if (f->gone)
-			(void)take_change(older, &f->row.ident);
-		else
-			batch_put_file(older, &f->row);
-	}
-	HASH_ITER (hh, newer->scratches, s, s_next) {
-		struct scratch_change *mine = take_scratch(older, s->row.ino);
-
-		mine->row = s->row;
-		mine->gone = s->gone;
-		s->row.last_error = NULL; /* moved */
-	}
-	HASH_ITER (hh, newer->metas, m, m_next)
-		batch_put_meta(older, m->key, m->value);
-	batch_clear(newer);
-}
-
-/* Live rows of a batch have distinct numbers, so the order among them does not matter: what
- * a REPLACE throws out is out of date, or is put again by its own row. */
-static errint_t write_files(struct db *db, const struct batch *b)
-{
-	const struct freed *freed, *freed_next;
-	const struct file_change *f, *f_next;
-	errint_t err = 0;
-
-	HASH_ITER (hh, b->freed, freed, freed_next) {
-		err = db_file_delete_ino(db, freed->ino);
-		if (err)
-			return err;
-	}
-	HASH_ITER (by_ident, b->by_ident, f, f_next) {
-		if (f->gone)
-			err = db_file_delete(db, &f->row.ident);
-		else
-			err = db_file_put(db, &f->row);
-		if (err)
-			return err;
-	}
-	return 0;
-}
-
-static errint_t write_others(struct db *db, const struct batch *b)
-{
-	const struct scratch_change *s, *s_next;
-	const struct meta_change *m, *m_next;
-	errint_t err;
-
-	HASH_ITER (hh, b->scratches, s, s_next) {
-		if (s->gone)
-			err = db_scratch_delete(db, s->row.ino);
-		else
-			err = db_scratch_put(db, &s->row);
-		if (err)
-			return err;
-	}
-	HASH_ITER (hh, b->metas, m, m_next) {
-		err = db_meta_put(db, m->key, m->value);
-		if (err)
-			return err;
-	}
-	return 0;
-}
-
-/* In one transaction. */
-static errint_t batch_write(struct db *db, const struct batch *b, char **cause)
-{
-	errint_t err;
-
-	if (batch_is_empty(b))
-		return 0;
-	err = db_begin(db);
-	if (!err)
-		err = write_files(db, b);
-	if (!err)
-		err = write_others(db, b);
-	if (!err)
-		err = db_commit(db);
-	if (err) {
-		(void)set_cause_errno(cause, err, "%s", db_message(db));
-		db_rollback(db);
-	} else {
-		count_one(COUNTER_CATALOG_COMMITS);
-	}
-	return err;
-}
 
 /* ---- files: making, setting aside ---- */
 
@@ -789,13 +485,13 @@ enum found { FOUND, GONE, UNKNOWN };
 static enum found look_ident_locked(struct catalog *c, const struct ident *ident,
                                     struct catalog_file *ret)
 {
-	struct file_change *f = change_of_ident(&c->pending, ident);
+	struct file_change *f = batch_file_of_ident(&c->pending, ident);
 
 	if (!f) {
-		f = change_of_ident(&c->flight, ident);
+		f = batch_file_of_ident(&c->flight, ident);
 		if (!f)
 			return UNKNOWN;
-		if (!f->gone && covers_ino(&c->pending, f->row.ino))
+		if (!f->gone && batch_covers_ino(&c->pending, f->row.ino))
 			return GONE;
 	}
 	if (f->gone)
@@ -806,15 +502,15 @@ static enum found look_ident_locked(struct catalog *c, const struct ident *ident
 
 static enum found look_ino_locked(struct catalog *c, uint64_t ino, struct catalog_file *ret)
 {
-	struct file_change *f = change_of_ino(&c->pending, ino);
+	struct file_change *f = batch_file_of_ino(&c->pending, ino);
 
 	if (!f) {
-		if (freed_of(&c->pending, ino))
+		if (batch_frees_ino(&c->pending, ino))
 			return GONE;
-		f = change_of_ino(&c->flight, ino);
+		f = batch_file_of_ino(&c->flight, ino);
 		if (!f)
-			return freed_of(&c->flight, ino) ? GONE : UNKNOWN;
-		if (change_of_ident(&c->pending, &f->row.ident))
+			return batch_frees_ino(&c->flight, ino) ? GONE : UNKNOWN;
+		if (batch_file_of_ident(&c->pending, &f->row.ident))
 			return GONE;
 	}
 	*ret = f->row;
@@ -825,9 +521,10 @@ static enum found look_ino_locked(struct catalog *c, uint64_t ino, struct catalo
  * or its number. */
 static bool is_covered_locked(struct catalog *c, const struct catalog_file *row)
 {
-	return change_of_ident(&c->pending, &row->ident) ||
-	       change_of_ident(&c->flight, &row->ident) ||
-	       covers_ino(&c->pending, row->ino) || covers_ino(&c->flight, row->ino);
+	return batch_file_of_ident(&c->pending, &row->ident) ||
+	       batch_file_of_ident(&c->flight, &row->ident) ||
+	       batch_covers_ino(&c->pending, row->ino) ||
+	       batch_covers_ino(&c->flight, row->ino);
 }
 
 /* A look-up that began at `generation` failed in the database. */
@@ -931,9 +628,9 @@ bool catalog_scratch_get(struct catalog *c, uint64_t ino, struct catalog_scratch
 
 	lock_take(&c->lock);
 	generation = c->generation;
-	s = scratch_of(&c->pending, ino);
+	s = batch_scratch(&c->pending, ino);
 	if (!s)
-		s = scratch_of(&c->flight, ino);
+		s = batch_scratch(&c->flight, ino);
 	if (s && !s->gone) {
 		row = s->row;
 		row.last_error = s->row.last_error ? xstrdup(s->row.last_error) : NULL;
@@ -966,9 +663,9 @@ bool catalog_meta_get(struct catalog *c, const char *key, char **ret)
 
 	lock_take(&c->lock);
 	generation = c->generation;
-	m = meta_of(&c->pending, key);
+	m = batch_meta(&c->pending, key);
 	if (!m)
-		m = meta_of(&c->flight, key);
+		m = batch_meta(&c->flight, key);
 	if (m)
 		value = xstrdup(m->value);
 	lock_drop(&c->lock);
@@ -1004,7 +701,7 @@ void catalog_file_delete(struct catalog *c, const struct ident *ident)
 	if (ident_is_none(ident))
 		return;
 	lock_take(&c->lock);
-	(void)take_change(&c->pending, ident);
+	(void)batch_delete_file(&c->pending, ident);
 	changed_locked(c);
 	lock_drop(&c->lock);
 }
@@ -1015,7 +712,7 @@ void catalog_file_replace(struct catalog *c, const struct ident *old,
 	INVARIANT(row->ino && !ident_is_none(&row->ident));
 	lock_take(&c->lock);
 	if (!ident_is_none(old))
-		(void)take_change(&c->pending, old);
+		(void)batch_delete_file(&c->pending, old);
 	batch_put_file(&c->pending, row);
 	changed_locked(c);
 	lock_drop(&c->lock);
@@ -1026,7 +723,7 @@ void catalog_scratch_put(struct catalog *c, const struct catalog_scratch *row)
 	struct scratch_change *s;
 
 	lock_take(&c->lock);
-	s = take_scratch(&c->pending, row->ino);
+	s = batch_take_scratch(&c->pending, row->ino);
 	s->row = *row;
 	s->row.last_error = row->last_error ? xstrdup(row->last_error) : NULL;
 	s->gone = false;
@@ -1037,7 +734,7 @@ void catalog_scratch_put(struct catalog *c, const struct catalog_scratch *row)
 void catalog_scratch_delete(struct catalog *c, uint64_t ino)
 {
 	lock_take(&c->lock);
-	(void)take_scratch(&c->pending, ino);
+	(void)batch_take_scratch(&c->pending, ino);
 	changed_locked(c);
 	lock_drop(&c->lock);
 }

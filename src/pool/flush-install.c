@@ -44,12 +44,28 @@ static int open_target(int dirfd, const char *name, const struct stat *st)
 	return fd;
 }
 
+/* The same inode for writing; the owner of a file may have taken that right from himself. */
+static int open_writable(const char *path, const struct stat *st)
+{
+	int fd = sys_openat(AT_FDCWD, path, O_RDWR, 0);
+
+	if (fd == -EACCES && st->st_uid == geteuid() &&
+	    chmod(path, (st->st_mode & 07777) | S_IWUSR | S_IRUSR) == 0) {
+		fd = sys_openat(AT_FDCWD, path, O_RDWR, 0);
+		(void)chmod(path, st->st_mode & 07777);
+	}
+	return fd;
+}
+
 /* (F3) node->lock held; info is valid. */
-static bool base_is_current(const struct job *j)
+static bool base_is_current(const struct pool *p, const struct job *j)
 {
 	const struct stamp *base = &j->s->record.base;
 	const struct catalog_file *info = &j->n->info;
 
+	if (ident_equal(&base->ident, &j->n->ident) &&
+	    store_is_unfinished(p->store, &base->ident))
+		return true; /* half copied over by us: this flush ends it */
 	if (j->s->record.flags & RECORD_NEW) /* still the 0-byte place-holder */
 		return ident_equal(&base->ident, &j->n->ident) && info->stored_size == 0;
 	return ident_equal(&base->ident, &j->n->ident) && base->stored_size == info->stored_size &&
@@ -92,7 +108,9 @@ static errint_t target_at_place(struct pool *p, struct job *j)
 	r = sys_fstat(j->target_fd, &j->target_st);
 	if (r < 0)
 		return r;
-	j->conflict = !base_is_current(j);
+	j->conflict = !base_is_current(p, j);
+	if (store_is_unfinished(p->store, &j->n->ident))
+		j->unchanged = false;
 	if (j->conflict)
 		j->unchanged = false;
 	if (j->n->plain)
@@ -106,12 +124,18 @@ static errint_t target_at_place(struct pool *p, struct job *j)
  * descriptor that unlink kept. */
 static errint_t target_unnamed(struct job *j)
 {
-	j->target_fd = dup(j->n->dead_fd);
+	errint_t r = sys_fstat(j->n->dead_fd, &j->target_st);
+
+	if (r < 0)
+		return r;
+	if (j->target_st.st_nlink == 0)
+		return -EAGAIN; /* the last link went just now: about to be doomed */
+	j->target_fd = sys_openat(AT_FDCWD, fd_path(j->n->dead_fd).s, O_RDONLY, 0);
 	if (j->target_fd < 0)
-		return -errno;
+		return set_cause_errno(&j->cause, j->target_fd, "cannot open its object");
 	j->copy_over = true;
 	j->plain = j->n->plain;
-	return sys_fstat(j->target_fd, &j->target_st);
+	return 0;
 }
 
 /* The object went away behind us, or another one stands in its place. Gives n->lock up for
@@ -170,8 +194,8 @@ errint_t job_find_target(struct pool *p, struct job *j)
 		return set_cause_errno(&j->cause, r, "cannot reach its object");
 	if (j->n->dead_fd >= 0)
 		return target_unnamed(j);
-	if (j->s->doomed)
-		return -EAGAIN;
+	if (j->s->doomed || j->n->dead_st)
+		return -EAGAIN; /* unlinked, or just being so */
 	return target_by_hint(p, j);
 }
 
@@ -197,6 +221,10 @@ errint_t job_lock_target(struct pool *p, struct job *j)
 		return 0;
 	}
 	node_lock_pair(j->at.parent, j->n);
+	if (j->s->doomed || j->n->dead_st) {
+		job_unlock_target(p, j);
+		return -EAGAIN;
+	}
 	r = sys_fstatat(j->at.dirfd, j->at.store_name.s, &st, AT_SYMLINK_NOFOLLOW);
 	if (r == 0)
 		r = ident_get(j->at.dirfd, j->at.store_name.s, &ident);
@@ -301,10 +329,7 @@ static errint_t install_copy_over(struct pool *p, struct job *j)
 	if (r < 0)
 		return r;
 	ts[1] = st.st_mtim;
-	if (j->have_place)
-		fd = sys_openat(j->at.dirfd, j->at.store_name.s, O_RDWR | O_NOFOLLOW, 0);
-	else
-		fd = dup(j->n->dead_fd);
+	fd = open_writable(fd_path(j->target_fd).s, &j->target_st);
 	if (fd < 0)
 		return set_cause_errno(&j->cause, fd, "cannot write its object");
 	r = store_copy_over(p->store, j->tmp.s, fd, &j->n->ident, j->s->hint ? j->s->hint : "",

@@ -19,6 +19,8 @@
 #include "base/text.h"
 #include "pool/internal.h"
 
+#define SAMPLE_BYTES (256U << 10) /* written since the last look at how large it is */
+
 struct new_scratch {
 	struct scratch *s;
 };
@@ -45,6 +47,15 @@ static void uncount_open(struct pool *p)
 }
 
 /* ---- making a scratch ---- */
+
+/* The fine clock: a ctime must not be older than the mtime that the kernel has just set. */
+static void note_change(struct scratch *s)
+{
+	struct timespec now;
+
+	(void)clock_gettime(CLOCK_REALTIME, &now);
+	atomic_store(&s->last_write_ns, now.tv_sec * 1000000000LL + now.tv_nsec);
+}
 
 static int open_object(int dirfd, const char *name, struct stat *st)
 {
@@ -145,13 +156,11 @@ static errint_t start_cold(struct pool *p, struct node *n, unsigned flags,
 		goto fail;
 	}
 	remember_owner(s, &st);
-	scratch_register(p, s);
 	scratch_attach(p, s, n);
+	scratch_register(p, s);
 	if (flags & POOL_TRUNC) {
-		struct timespec now = clock_now();
-
 		atomic_store(&s->gen, 1);
-		atomic_store(&s->last_write_ns, now.tv_sec * 1000000000LL + now.tv_nsec);
+		note_change(s);
 		atomic_store(&s->whole, true);
 		atomic_store(&s->dirty_since_ms, clock_mono_ms());
 		scratch_mirror(p, s);
@@ -283,13 +292,6 @@ static errint_t shrink(struct pool *p, struct scratch *s, uint64_t size)
 		r = sys_ftruncate(s->fd, (off_t)size);
 	}
 	return r;
-}
-
-static void note_change(struct scratch *s)
-{
-	struct timespec now = clock_now();
-
-	atomic_store(&s->last_write_ns, now.tv_sec * 1000000000LL + now.tv_nsec);
 }
 
 /* Under node->lock; waits for writers under way. */
@@ -545,9 +547,8 @@ errint_t pool_attach_new(struct pool *p, struct new_scratch *ns, struct node *n,
 	atomic_store(&s->dirty_since_ms, clock_mono_ms());
 	s->opens = 1;
 	s->writers = (flags & POOL_WRITE) ? 1 : 0;
-	scratch_register(p, s);
 	scratch_attach(p, s, n);
-	scratch_mirror(p, s);
+	scratch_register(p, s);
 	if (!(flags & POOL_WRITE))
 		flush_queue(p, s, p->writeback_ms, false);
 	if (!(flags & (POOL_READ | POOL_WRITE)))
@@ -603,6 +604,14 @@ void scratch_write_end(struct pool *p, struct node *n, uint64_t off, ssize_t wri
 
 	note_change(s);
 	rwlock_drop(&s->gate);
+	if (written > 0 && atomic_fetch_add(&s->unsampled, (uint64_t)written) + (uint64_t)written >=
+			       SAMPLE_BYTES) {
+		struct stat st;
+
+		atomic_store(&s->unsampled, 0);
+		if (sys_fstat(s->fd, &st) == 0)
+			scratch_account(p, s, (uint64_t)st.st_blocks * 512);
+	}
 	step("write.done");
 }
 

@@ -81,6 +81,7 @@ struct scratch {
 	_Atomic uint64_t flushed_gen; /* what the object says */
 	_Atomic uint64_t synced_gen;  /* what fdatasync has covered */
 	_Atomic uint64_t dirty_since_ms, last_sync_ms; /* monotonic */
+	_Atomic uint64_t unsampled;   /* bytes written since st_blocks was looked at */
 	_Atomic int64_t last_write_ns; /* CLOCK_REALTIME of the last change; logical ctime */
 	struct rwlock gate;           /* LOCK_SCRATCH: see (G1) */
 
@@ -154,7 +155,8 @@ struct pool {
 struct scratch_name scratch_name(uint64_t ino);
 struct scratch *scratch_alloc(struct pool *p, uint64_t ino);
 void scratch_free(struct scratch *s);
-/* Adds to hash and lists / takes out. pool->lock not held. */
+/* Adds to hash and lists / takes out. Attached first: what is listed and has no node counts as an
+ * untouched file of an earlier run. pool->lock not held. */
 void scratch_register(struct pool *p, struct scratch *s);
 void scratch_unregister(struct pool *p, struct scratch *s);
 /* node->lock held: node->scratch = s; takes a node reference. */

@@ -120,10 +120,12 @@ static errint_t match(struct pool_place *pl, const struct uuid *store,
 		return set_cause(cause, r, "\"%s/pool.self\" is damaged", pl->path);
 	if (r < 0 && r != -ENOENT)
 		return set_cause_errno(cause, r, "cannot read \"%s/pool.self\"", pl->path);
-	if (r == 0 && !uuid_equal(&pl->store, store))
+	if (r == 0 && !look_only && !uuid_equal(&pl->store, store))
 		return set_cause(cause, -EXDEV,
 				 "the pool \"%s\" belongs to another store (%s); this one is %s",
 				 pl->path, uuid_format(&pl->store).s, uuid_format(store).s);
+	if (look_only && r == 0)
+		return 0; /* a pool: who holds it is asked first */
 	if (remembered && !new_pool && (r < 0 || !uuid_equal(&pl->uuid, store_pool)))
 		return set_cause(cause, -EXDEV,
 				 "the store's dirty data may lie in the pool %s, which is not at "

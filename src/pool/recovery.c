@@ -298,8 +298,8 @@ static errint_t take(struct pool *p, struct scratch *s, const struct found *f)
 	s->mode = f->st.st_mode & 07777;
 	s->uid = f->st.st_uid;
 	s->gid = f->st.st_gid;
-	scratch_register(p, s);
 	scratch_attach(p, s, n);
+	scratch_register(p, s);
 	fill_times(p, s);
 	r = scratch_record(p, s);
 	step("recovery.taken");
@@ -387,6 +387,12 @@ static errint_t delete_scratch(struct recovery *rc, struct scratch *s)
 	return r;
 }
 
+static bool never_written(struct pool *p, struct scratch *s)
+{
+	scratch_sample(p, s);
+	return s->size == 0;
+}
+
 static errint_t recover_dirty(struct recovery *rc, struct scratch *s)
 {
 	struct pool *p = rc->p;
@@ -402,6 +408,9 @@ static errint_t recover_dirty(struct recovery *rc, struct scratch *s)
 	}
 	if ((s->record.flags & RECORD_DOOMED) && f.where != AT_BASE && f.where != NEWER)
 		return delete_scratch(rc, s); /* unlinked, and so it stayed */
+	if (f.where == ABSENT && (s->record.flags & RECORD_NEW) &&
+	    ident_is_none(&s->record.base.ident) && never_written(p, s))
+		return delete_scratch(rc, s); /* stopped before its object was made (O3) */
 	rc->taken++;
 	if (same_boot)
 		return take(p, s, &f);

@@ -63,6 +63,42 @@ void scratch_free(struct scratch *s)
 	free(s);
 }
 
+/* pool->lock held. */
+static void mirror(struct pool *p, struct scratch *s)
+{
+	bool dirty = s->record.state == RECORD_DIRTY && !s->doomed;
+
+	if (dirty != s->is_dirty) {
+		if (dirty) {
+			p->dirty_count++;
+			p->dirty_bytes += s->bytes;
+		} else {
+			p->dirty_count--;
+			p->dirty_bytes -= s->bytes;
+		}
+		s->is_dirty = dirty;
+	}
+	if (s->flushing != s->is_flushing) {
+		if (s->flushing)
+			p->flushing_count++;
+		else
+			p->flushing_count--;
+		s->is_flushing = s->flushing;
+	}
+	if (s->is_open != (s->opens > 0)) {
+		s->is_open = s->opens > 0;
+		p->open_bytes += s->is_open ? s->bytes : -s->bytes;
+		evict_measure(p);
+	}
+}
+
+void scratch_mirror(struct pool *p, struct scratch *s)
+{
+	lock_take(&p->lock);
+	mirror(p, s);
+	lock_drop(&p->lock);
+}
+
 void scratch_register(struct pool *p, struct scratch *s)
 {
 	lock_take(&p->lock);
@@ -70,6 +106,7 @@ void scratch_register(struct pool *p, struct scratch *s)
 	DL_APPEND2(p->lru, s, lru_prev, lru_next);
 	p->count++;
 	p->bytes += s->bytes;
+	mirror(p, s); /* from now on eviction sees it */
 	lock_drop(&p->lock);
 }
 
@@ -229,36 +266,6 @@ void scratch_touch(struct pool *p, struct scratch *s)
 	s->last_use_ms = clock_mono_ms();
 	DL_DELETE2(p->lru, s, lru_prev, lru_next);
 	DL_APPEND2(p->lru, s, lru_prev, lru_next);
-	lock_drop(&p->lock);
-}
-
-void scratch_mirror(struct pool *p, struct scratch *s)
-{
-	bool dirty = s->record.state == RECORD_DIRTY && !s->doomed;
-
-	lock_take(&p->lock);
-	if (dirty != s->is_dirty) {
-		if (dirty) {
-			p->dirty_count++;
-			p->dirty_bytes += s->bytes;
-		} else {
-			p->dirty_count--;
-			p->dirty_bytes -= s->bytes;
-		}
-		s->is_dirty = dirty;
-	}
-	if (s->flushing != s->is_flushing) {
-		if (s->flushing)
-			p->flushing_count++;
-		else
-			p->flushing_count--;
-		s->is_flushing = s->flushing;
-	}
-	if (s->is_open != (s->opens > 0)) {
-		s->is_open = s->opens > 0;
-		p->open_bytes += s->is_open ? s->bytes : -s->bytes;
-		evict_measure(p);
-	}
 	lock_drop(&p->lock);
 }
 

@@ -96,7 +96,7 @@ static size_t utf8_prefix(const char *s, size_t len, size_t max)
 	while (n > 0 && max - n < 3 && is_continuation(s[n]))
 		n--;
 	/* Continuations without a lead byte are no character. */
-	if (n == max || ((unsigned char)s[n] & 0xc0) != 0xc0 || n == 0)
+	if (((unsigned char)s[n] & 0xc0) != 0xc0 || n == 0)
 		return max;
 	return n;
 }
