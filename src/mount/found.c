@@ -162,10 +162,14 @@ void departure_prepare(struct mount *m, const struct found *f, struct departure 
 		d->st->st_nlink = 0;
 		d->st->st_ctim = clock_now();
 	}
+	if (d->last)
+		pool_dooming(m->pool, n, true);
 }
 
-void departure_cancel(struct departure *d)
+void departure_cancel(struct mount *m, struct departure *d)
 {
+	if (d->last)
+		pool_dooming(m->pool, d->node, false);
 	if (d->fd >= 0)
 		(void)sys_close(d->fd);
 	free(d->st);

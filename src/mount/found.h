@@ -65,7 +65,7 @@ struct departure {
 /* Before the store's change, under the locks; then, under the same locks, one of the two
  * others. */
 void departure_prepare(struct mount *m, const struct found *f, struct departure *d);
-void departure_cancel(struct departure *d);
+void departure_cancel(struct mount *m, struct departure *d);
 void departure_commit(struct mount *m, const struct found *f, struct departure *d);
 /* Tells the pool and lets go; no lock held. */
 void departure_tell(struct mount *m, struct departure *d);

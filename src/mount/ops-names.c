@@ -24,7 +24,7 @@ static errint_t remove_locked(const struct request *r, struct found *f, struct d
 	departure_prepare(r->m, f, d);
 	err = sys_unlinkat(f->dirfd, f->e.store_name.s, r->flags);
 	if (err)
-		departure_cancel(d);
+		departure_cancel(r->m, d);
 	else
 		departure_commit(r->m, f, d);
 	return err;

@@ -143,7 +143,7 @@ static errint_t replace_locked(struct renaming *x)
 		departure_prepare(m, &x->to, &x->gone);
 	err = replace_in_store(x, new_name.s);
 	if (err) {
-		departure_cancel(&x->gone);
+		departure_cancel(m, &x->gone);
 		return err;
 	}
 	if (x->to.node)

@@ -272,6 +272,21 @@ void evict_add_doomed(struct pool *p, struct scratch *s)
 	lock_drop(&p->lock);
 }
 
+void pool_dooming(struct pool *p, struct node *n, bool doomed)
+{
+	struct scratch *s = n->scratch;
+
+	lock_assert_held(&n->lock);
+	if (!s || s->record.state != RECORD_DIRTY)
+		return;
+	if (doomed)
+		s->record.flags |= RECORD_DOOMED;
+	else
+		s->record.flags &= ~RECORD_DOOMED;
+	(void)scratch_record(p, s); /* else recovery keeps what it cannot place */
+	step("doom.recorded");
+}
+
 void pool_unlinked(struct pool *p, struct node *n, struct node *dir)
 {
 	struct scratch *s;
@@ -288,9 +303,9 @@ void pool_unlinked(struct pool *p, struct node *n, struct node *dir)
 		node_ref(p->tree, dir);
 		s->doomed_dir = dir;
 		flush_unqueue_always(p, s);
-		if (s->record.state == RECORD_DIRTY) {
+		if (s->record.state == RECORD_DIRTY && !(s->record.flags & RECORD_DOOMED)) {
 			s->record.flags |= RECORD_DOOMED;
-			(void)scratch_record(p, s); /* else recovery keeps what it cannot place */
+			(void)scratch_record(p, s);
 		}
 		scratch_mirror(p, s);
 		if (s->opens == 0 && !s->flushing)

@@ -12,7 +12,12 @@
  *                                           base and trust rule
  *   FOREIGN   is someone else's             trust rule; the flush       take; the flush
  *                                           keeps both (section 8)      keeps both
- *   ABSENT    is not where the hint says    wait                        wait
+ *   ABSENT    is not where the hint says,   wait                        wait
+ *             or another file of this
+ *             pool is (a rename of ours)
+ *
+ * A record that is doomed said so before the last link went (pool_dooming): where its object is still
+ * there, the unlink did not happen; where it is not, the scratch goes with it.
  *
  * Trust rule: only if sync_seq > 0, and cut to sync_size before the record gets the new boot
  * id; otherwise the object is the truth and the scratch goes to lost+found. (A new file whose
@@ -106,6 +111,18 @@ static bool names_us(struct pool *p, const struct found *f, uint64_t ino)
 	       uuid_equal(&f->object.cellar.pool, &p->place.uuid);
 }
 
+/* Another file of this pool stands at the hint: a rename of our own put it there. */
+static bool is_another_of_ours(struct pool *p, const struct record *rec, const struct found *f)
+{
+	struct catalog_file row;
+
+	if (f->object.has_cellar_frame && uuid_equal(&f->object.cellar.pool, &p->place.uuid))
+		return f->object.cellar.ino != rec->ino;
+	if (f->object.kind == OBJECT_EMPTY)
+		return true; /* a new file's place-holder: nobody else makes such */
+	return catalog_file_get(p->catalog, &f->stamp.ident, &row) && row.ino != rec->ino;
+}
+
 static enum object_place classify(struct pool *p, const struct record *rec, const struct found *f)
 {
 	bool new_one = (rec->flags & RECORD_NEW) && f->object.kind == OBJECT_EMPTY;
@@ -116,7 +133,9 @@ static enum object_place classify(struct pool *p, const struct record *rec, cons
 	if (new_one && (ident_is_none(&rec->base.ident) ||
 			ident_equal(&rec->base.ident, &f->stamp.ident)))
 		return AT_BASE;
-	return names_us(p, f, rec->ino) ? NEWER : FOREIGN;
+	if (names_us(p, f, rec->ino))
+		return NEWER;
+	return is_another_of_ours(p, rec, f) ? ABSENT : FOREIGN;
 }
 
 static errint_t look_at(struct pool *p, const char *path, const struct record *rec,
@@ -406,8 +425,13 @@ static errint_t recover_dirty(struct recovery *rc, struct scratch *s)
 		scratch_free(s);
 		return r;
 	}
-	if ((s->record.flags & RECORD_DOOMED) && f.where != AT_BASE && f.where != NEWER)
+	if ((s->record.flags & RECORD_DOOMED) && f.where == ABSENT)
 		return delete_scratch(rc, s); /* unlinked, and so it stayed */
+	if ((s->record.flags & RECORD_DOOMED) && f.where == FOREIGN) {
+		scratch_register(p, s);
+		return scratch_set_aside(p, s, "its file was unlinked, and a foreign object has its "
+					       "name");
+	}
 	if (f.where == ABSENT && (s->record.flags & RECORD_NEW) &&
 	    ident_is_none(&s->record.base.ident) && never_written(p, s))
 		return delete_scratch(rc, s); /* stopped before its object was made (O3) */
