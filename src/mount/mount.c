@@ -581,6 +581,7 @@ errint_t mount_run(struct mount *m)
 	/* A store worker may hand its request on to the others. */
 	workers_stop(steal_pointer(&m->store_workers));
 	workers_stop(steal_pointer(&m->wait_workers));
+	open_items_close(m);
 	return err;
 }
 

@@ -26,6 +26,7 @@ struct snapshot {
 };
 
 struct dir_handle {
+	struct open_item item;
 	uint32_t magic;            /* DIR_HANDLE_MAGIC */
 	struct node *node;         /* referenced */
 	struct lock lock;          /* LOCK_LEAF */
@@ -103,11 +104,17 @@ static struct dir_handle *dir_handle_of(const struct fuse_file_info *fi)
 
 static void dir_handle_free(struct mount *m, struct dir_handle *d)
 {
+	open_item_remove(m, &d->item);
 	snapshot_drop(d->snapshot);
 	node_unref(m->tree, d->node);
 	lock_clear(&d->lock);
 	d->magic = 0;
 	free(d);
+}
+
+static void close_item(struct mount *m, struct open_item *i)
+{
+	dir_handle_free(m, container_of(i, struct dir_handle, item));
 }
 
 void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
@@ -125,6 +132,7 @@ void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	d->magic = DIR_HANDLE_MAGIC;
 	d->node = n;
 	lock_init(&d->lock, LOCK_LEAF);
+	open_item_add(r.m, &d->item, close_item);
 	fi->fh = (uintptr_t)d;
 	lock_assert_none();
 	if (fuse_reply_open(req, fi) != 0)

@@ -26,6 +26,11 @@
 
 /* ---- handles ---- */
 
+static void close_item(struct mount *m, struct open_item *i)
+{
+	handle_close(m, container_of(i, struct handle, item));
+}
+
 struct handle *handle_new(struct mount *m, struct node *n, unsigned pool_flags,
                           int open_flags)
 {
@@ -37,12 +42,14 @@ struct handle *handle_new(struct mount *m, struct node *n, unsigned pool_flags,
 	h->pool_flags = pool_flags;
 	h->mode = HANDLE_CACHED;
 	h->sync = (open_flags & O_DSYNC) != 0; /* O_SYNC contains it */
+	open_item_add(m, &h->item, close_item);
 	return h;
 }
 
 void handle_close(struct mount *m, struct handle *h)
 {
 	INVARIANT(h->magic == HANDLE_MAGIC);
+	open_item_remove(m, &h->item);
 	pool_close_file(m->pool, h->node, h->pool_flags);
 	node_unref(m->tree, h->node);
 	h->magic = 0;

@@ -28,6 +28,8 @@
 #include "base/text.h"
 #include "mount/request.h"
 
+#include "utlist.h"
+
 /* ---- the caller's identity ---- */
 
 static __thread bool own_umask;
@@ -428,7 +430,7 @@ errint_t attr_locked(struct mount *m, struct node *n, const struct stat *known,
  * to look at and to remove. Opening it says what is wrong. */
 static bool size_is_unknowable(errint_t err)
 {
-	return err == -EUCLEAN || err == -EFBIG || err == -ENODATA;
+	return err == -EUCLEAN || err == -EFBIG || err == -ENODATA || err == -EACCES;
 }
 
 errint_t attr_get(const struct request *r, struct node *n, struct stat *ret, char **cause)
@@ -483,4 +485,31 @@ uint64_t parent_ino(struct mount *m, struct node *n)
 		ino = n->names->parent->ino;
 	lock_drop(&m->tree->lock);
 	return ino;
+}
+
+/* ---- what is open ---- */
+
+void open_item_add(struct mount *m, struct open_item *i,
+                   void (*close)(struct mount *m, struct open_item *i))
+{
+	i->close = close;
+	lock_take(&m->lock);
+	DL_APPEND(m->open_items, i);
+	lock_drop(&m->lock);
+}
+
+void open_item_remove(struct mount *m, struct open_item *i)
+{
+	lock_take(&m->lock);
+	DL_DELETE(m->open_items, i);
+	lock_drop(&m->lock);
+}
+
+void open_items_close(struct mount *m)
+{
+	struct open_item *i;
+
+	/* No request is under way any more: nobody else touches the list. */
+	while ((i = m->open_items) != NULL)
+		i->close(m, i);
 }

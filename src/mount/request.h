@@ -60,7 +60,19 @@ struct mount {
 	/* under lock */
 	bool looping, stopping;
 	pthread_t looper;
+	struct open_item *open_items;
 };
+
+/* What the kernel holds open, files and directories. umount does not deliver every RELEASE:
+ * what is left at the end of the session is closed then (mount_run). */
+struct open_item {
+	struct open_item *prev, *next;
+	void (*close)(struct mount *m, struct open_item *i);
+};
+void open_item_add(struct mount *m, struct open_item *i,
+                   void (*close)(struct mount *m, struct open_item *i));
+void open_item_remove(struct mount *m, struct open_item *i);
+void open_items_close(struct mount *m);
 
 enum run_class { RUN_INLINE, RUN_STORE, RUN_WAIT };
 enum run_end { RUN_DONE, RUN_MUST_WAIT };
@@ -151,6 +163,7 @@ void creds_leave(const struct request *r);
 enum handle_mode { HANDLE_CACHED };
 
 struct handle {
+	struct open_item item;
 	uint32_t magic;    /* HANDLE_MAGIC */
 	struct node *node; /* referenced */
 	unsigned pool_flags;

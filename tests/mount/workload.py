@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import random
+import time
 
 from harness import noise, read_file, text
 
@@ -192,6 +193,16 @@ class Worker:
             self.close(name)
             self.do(lambda: os.unlink(self.path(name)), op="unlink", name=name)
 
+    def why_dead(self):
+        """The error of a mount whose daemon is gone (or going: looked at for a moment)."""
+        end = time.monotonic() + 0.1
+        while time.monotonic() < end:
+            try:
+                os.statvfs(self.top)
+            except OSError as e:
+                return e
+        return None
+
     def run(self, steps=1 << 60, stop=None):
         """Until the mount is gone, `steps` are done or the file `stop` exists."""
         try:
@@ -200,8 +211,12 @@ class Worker:
                 if stop and i % 8 == 0 and os.path.exists(stop):
                     break
         except OSError as e:
-            # only a dead daemon excuses an error, and only where one is expected
-            if stop is not None or e.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
+            # only a dead daemon excuses an error, and only where one is expected; the kernel
+            # answers EIO to a write that the daemon died in
+            dead = (errno.ENOTCONN, errno.ECONNABORTED)
+            if e.errno == errno.EIO and stop is None:
+                e = self.why_dead() or e
+            if stop is not None or e.errno not in dead:
                 raise
         finally:
             for name in list(self.fds):
