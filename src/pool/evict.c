@@ -26,11 +26,11 @@
 
 #include "utlist.h"
 
-#define HOUSE_MS       500
-#define THROTTLE_MS    20000
-#define STOP_BYTES     (256ULL << 20)
-#define CANDIDATES     512
-#define IDLE_PARTIAL   64 /* half-hydrated idle ones kept: each holds a descriptor */
+#define HOUSE_MS     500
+#define THROTTLE_MS  20000
+#define STOP_BYTES   (256ULL << 20)
+#define CANDIDATES   512
+#define IDLE_PARTIAL 64 /* half-hydrated idle ones kept: each holds a descriptor */
 
 /* ---- marks ---- */
 
@@ -65,7 +65,8 @@ static bool below_mark(const struct space *sp, unsigned times)
 void evict_measure(struct pool *p)
 {
 	uint64_t closed = p->bytes > p->open_bytes ? p->bytes - p->open_bytes : 0;
-	bool full = atomic_load(&p->no_space) || closed > p->limit_bytes + p->limit_bytes / 4;
+	bool full =
+	    atomic_load(&p->no_space) || closed > p->limit_bytes + p->limit_bytes / 4;
 
 	if (atomic_exchange(&p->full, full) && !full)
 		pthread_cond_broadcast(&p->progress);
@@ -156,7 +157,8 @@ static size_t choose(struct pool *p, struct victim *v, uint64_t excess, bool dis
 	struct scratch *s;
 	size_t n = 0;
 
-	DL_FOREACH2(p->lru, s, lru_next) {
+	DL_FOREACH2(p->lru, s, lru_next)
+	{
 		bool idle, extra = false;
 
 		if (n == CANDIDATES)
@@ -185,7 +187,8 @@ static void hurry_dirty(struct pool *p)
 {
 	struct scratch *s;
 
-	DL_FOREACH2(p->queue, s, queue_next) {
+	DL_FOREACH2(p->queue, s, queue_next)
+	{
 		if (s->fail_count == 0)
 			s->due_ms = 0;
 	}
@@ -264,7 +267,8 @@ void evict_add_doomed(struct pool *p, struct scratch *s)
 	if (!s->doomed_listed) {
 		if (p->doomed_count == p->doomed_allocated) {
 			p->doomed_allocated = MAX_OF(64U, 2 * p->doomed_allocated);
-			p->doomed = xrealloc(p->doomed, p->doomed_allocated * sizeof(*p->doomed));
+			p->doomed =
+			    xrealloc(p->doomed, p->doomed_allocated * sizeof(*p->doomed));
 		}
 		p->doomed[p->doomed_count++] = s;
 		s->doomed_listed = true;

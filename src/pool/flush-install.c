@@ -68,7 +68,8 @@ static bool base_is_current(const struct pool *p, const struct job *j)
 		return true; /* half copied over by us: this flush ends it */
 	if (j->s->record.flags & RECORD_NEW) /* still the 0-byte place-holder */
 		return ident_equal(&base->ident, &j->n->ident) && info->stored_size == 0;
-	return ident_equal(&base->ident, &j->n->ident) && base->stored_size == info->stored_size &&
+	return ident_equal(&base->ident, &j->n->ident) &&
+	       base->stored_size == info->stored_size &&
 	       base->trailer_hash[0] == info->trailer_hash[0] &&
 	       base->trailer_hash[1] == info->trailer_hash[1];
 }
@@ -82,7 +83,7 @@ static void decide_plain(struct pool *p, struct job *j)
 	if (!j->plain) {
 		memcpy(j->install_name.s + len, NAMES_SUFFIX, NAMES_SUFFIX_LEN + 1);
 		j->plain = sys_fstatat(j->at.dirfd, j->install_name.s, &st,
-				       AT_SYMLINK_NOFOLLOW) != -ENOENT;
+		                       AT_SYMLINK_NOFOLLOW) != -ENOENT;
 	}
 	if (j->plain) {
 		j->install_name = j->at.store_name;
@@ -96,10 +97,11 @@ static errint_t target_at_place(struct pool *p, struct job *j)
 	errint_t r;
 
 	j->install_name = j->at.store_name;
-	r = sys_fstatat(j->at.dirfd, j->at.store_name.s, &j->target_st, AT_SYMLINK_NOFOLLOW);
+	r = sys_fstatat(j->at.dirfd, j->at.store_name.s, &j->target_st,
+	                AT_SYMLINK_NOFOLLOW);
 	if (r == 0)
-		r = resolve_info(p->tree, j->n, j->at.dirfd, j->at.store_name.s, &j->target_st,
-				 &j->cause);
+		r = resolve_info(p->tree, j->n, j->at.dirfd, j->at.store_name.s,
+		                 &j->target_st, &j->cause);
 	if (r < 0)
 		return r;
 	j->target_fd = open_target(j->at.dirfd, j->at.store_name.s, &j->target_st);
@@ -150,7 +152,8 @@ static errint_t target_by_hint(struct pool *p, struct job *j)
 	errint_t r;
 
 	if (!*base || strlen(base) > NAME_MAX)
-		return set_cause(&j->cause, -ENOENT, "its object is gone and its name unknown");
+		return set_cause(&j->cause, -ENOENT,
+		                 "its object is gone and its name unknown");
 	memcpy(j->at.store_name.s, base, strlen(base) + 1);
 	lock_drop(&j->n->lock);
 	if (slash) {
@@ -169,13 +172,15 @@ static errint_t target_by_hint(struct pool *p, struct job *j)
 	if (r < 0) {
 		if (dir)
 			node_unref(p->tree, dir);
-		return set_cause_errno(&j->cause, r, "its object and its directory are gone");
+		return set_cause_errno(&j->cause, r,
+		                       "its object and its directory are gone");
 	}
 	j->at.parent = dir;
 	j->have_place = true;
 	j->install_name = j->at.store_name;
 	j->unchanged = false;
-	r = sys_fstatat(j->at.dirfd, j->at.store_name.s, &j->target_st, AT_SYMLINK_NOFOLLOW);
+	r = sys_fstatat(j->at.dirfd, j->at.store_name.s, &j->target_st,
+	                AT_SYMLINK_NOFOLLOW);
 	j->conflict = r == 0;
 	if (r == -ENOENT)
 		memset(&j->target_st, 0, sizeof(j->target_st));
@@ -199,7 +204,8 @@ errint_t job_find_target(struct pool *p, struct job *j)
 	return target_by_hint(p, j);
 }
 
-static bool has_name(struct pool *p, struct node *n, struct node *parent, const char *store_name)
+static bool has_name(struct pool *p, struct node *n, struct node *parent,
+                     const char *store_name)
 {
 	bool found = false;
 
@@ -230,7 +236,8 @@ errint_t job_lock_target(struct pool *p, struct job *j)
 		r = ident_get(j->at.dirfd, j->at.store_name.s, &ident);
 	if (r == -ENOENT && j->target_fd <= 0 && !j->conflict)
 		return 0; /* made again, and still nothing there */
-	if (r == 0 && j->target_fd > 0 && has_name(p, j->n, j->at.parent, j->at.store_name.s) &&
+	if (r == 0 && j->target_fd > 0 &&
+	    has_name(p, j->n, j->at.parent, j->at.store_name.s) &&
 	    ident_equal(&ident, &j->n->ident) && st.st_size == j->target_st.st_size &&
 	    timespec_cmp(&st.st_mtim, &j->target_st.st_mtim) == 0)
 		return 0;
@@ -266,19 +273,22 @@ static errint_t keep_foreign(struct pool *p, struct job *j)
 				break;
 		}
 		r = sys_linkat(j->at.dirfd, stored, j->at.dirfd, keep_stored.s, 0);
-		if (r == -EPERM || r == -EOPNOTSUPP) /* a directory, or no hard links here */
+		if (r == -EPERM ||
+		    r == -EOPNOTSUPP) /* a directory, or no hard links here */
 			r = sys_renameat2(j->at.dirfd, stored, j->at.dirfd, keep_stored.s,
-					  RENAME_NOREPLACE);
+			                  RENAME_NOREPLACE);
 	}
 	if (r < 0)
-		return set_cause_errno(&j->cause, r,
-				       "its object was changed behind cellar and cannot be kept "
-				       "beside it");
+		return set_cause_errno(
+		    &j->cause, r,
+		    "its object was changed behind cellar and cannot be kept "
+		    "beside it");
 	count_one(COUNTER_CONFLICTS);
 	path = text_escape(stored);
-	log_warn("\"%s\" was changed behind cellar while it was dirty here: the foreign version is "
-		 "kept as \"%s\"",
-		 path, keep_stored.s);
+	log_warn("\"%s\" was changed behind cellar while it was dirty here: the foreign "
+	         "version is "
+	         "kept as \"%s\"",
+	         path, keep_stored.s);
 	return 0;
 }
 
@@ -332,8 +342,8 @@ static errint_t install_copy_over(struct pool *p, struct job *j)
 	fd = open_writable(fd_path(j->target_fd).s, &j->target_st);
 	if (fd < 0)
 		return set_cause_errno(&j->cause, fd, "cannot write its object");
-	r = store_copy_over(p->store, j->tmp.s, fd, &j->n->ident, j->s->hint ? j->s->hint : "",
-			    ts, &j->cause);
+	r = store_copy_over(p->store, j->tmp.s, fd, &j->n->ident,
+	                    j->s->hint ? j->s->hint : "", ts, &j->cause);
 	if (r == 0) {
 		j->tmp.s[0] = '\0';
 		r = adopt_object(p, j, fd);
@@ -377,7 +387,8 @@ static errint_t install_replace(struct pool *p, struct job *j)
 	if (r == 0)
 		r = store_replace(p->store, j->tmp.s, j->at.dirfd, j->install_name.s);
 	if (r < 0)
-		return set_cause_errno(&j->cause, r, "cannot put the new object in its place");
+		return set_cause_errno(&j->cause, r,
+		                       "cannot put the new object in its place");
 	j->tmp.s[0] = '\0';
 	j->installed = true;
 	r = adopt_object(p, j, j->out_fd);

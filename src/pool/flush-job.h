@@ -7,22 +7,23 @@
 #include "pool/internal.h"
 
 struct job {
-	struct node *n;      /* referenced */
+	struct node *n; /* referenced */
 	struct scratch *s;
-	bool urgent;         /* although open for writing */
-	bool prepared;       /* s->flushing is ours */
-	bool unchanged;      /* nothing to encode */
+	bool urgent;    /* although open for writing */
+	bool prepared;  /* s->flushing is ours */
+	bool unchanged; /* nothing to encode */
 	bool hold_writers;
-	bool plain;          /* stored as it is: see job_find_target() */
-	bool copy_over;      /* into the existing inode instead of a rename */
-	bool conflict;       /* what is at the name is somebody else's */
+	bool plain;     /* stored as it is: see job_find_target() */
+	bool copy_over; /* into the existing inode instead of a rename */
+	bool conflict;  /* what is at the name is somebody else's */
 	bool installed;
-	int in_fd, out_fd;   /* scratch, tmp file */
-	int target_fd;       /* the object at the name, read only; <= 0: there is none */
+	int in_fd, out_fd; /* scratch, tmp file */
+	int target_fd;     /* the object at the name, read only; <= 0: there is none */
 	struct stat target_st;
-	struct place at;     /* where the object goes */
+	struct place at; /* where the object goes */
 	bool have_place;
-	struct name install_name; /* there; differs from at.store_name when a plain file becomes an object */
+	struct name
+	    install_name; /* there; differs from at.store_name when a plain file becomes an object */
 	struct name tmp;
 	uint64_t gen, size, seq;
 	struct timespec ctime;

@@ -44,9 +44,9 @@
 
 #include "utlist.h"
 
-#define BATCH_MAX      64          /* small files flushed together */
-#define SMALL_BYTES    (1U << 20)  /* up to here a file counts as small */
-#define OPTIMISTIC     3           /* tries before writers are held up */
+#define BATCH_MAX      64         /* small files flushed together */
+#define SMALL_BYTES    (1U << 20) /* up to here a file counts as small */
+#define OPTIMISTIC     3          /* tries before writers are held up */
 #define BACKOFF_MAX_MS 60000
 #define NICE           5
 
@@ -117,7 +117,8 @@ void flush_unqueue_always(struct pool *p, struct scratch *s)
 }
 
 /* The first that is due and in nobody's work; *ret_wait_ms: how long there is none. p->lock held. */
-static struct scratch *queue_next_due(struct pool *p, struct scratch *from, uint64_t *ret_wait_ms)
+static struct scratch *queue_next_due(struct pool *p, struct scratch *from,
+                                      uint64_t *ret_wait_ms)
 {
 	uint64_t now = clock_mono_ms();
 	struct scratch *s;
@@ -203,7 +204,8 @@ static bool job_prepare(struct pool *p, struct job *j)
 	j->seq = ++s->record.seq; /* (F5) */
 	j->hold_writers = s->flush_tries >= OPTIMISTIC;
 	j->unchanged = j->gen == atomic_load(&s->flushed_gen) &&
-		       !(s->record.flags & RECORD_NEW) && !ident_is_none(&s->record.base.ident);
+	               !(s->record.flags & RECORD_NEW) &&
+	               !ident_is_none(&s->record.base.ident);
 	j->prepared = s->flushing = true;
 	scratch_mirror(p, s);
 	go = true;
@@ -223,10 +225,12 @@ static errint_t job_encode(struct pool *p, struct job *j)
 
 	j->out_fd = store_tmp_create(p->store, &j->tmp);
 	if (j->out_fd < 0)
-		return set_cause_errno(&j->cause, j->out_fd, "cannot make a file in the store");
+		return set_cause_errno(&j->cause, j->out_fd,
+		                       "cannot make a file in the store");
 	if (j->plain) {
 		r = full_copy_range(j->in_fd, 0, j->out_fd, 0, j->size);
-		return r < 0 ? set_cause_errno(&j->cause, r, "cannot write to the store") : 0;
+		return r < 0 ? set_cause_errno(&j->cause, r, "cannot write to the store")
+		             : 0;
 	}
 	params.cellar.pool = p->place.uuid;
 	params.cellar.ino = j->n->ino;
@@ -254,8 +258,7 @@ static errint_t job_look(struct pool *p, struct job *j)
 	if (r == 0) {
 		struct timespec stored = j->target_st.st_ctim;
 
-		if (j->n->info_valid &&
-		    timespec_cmp(&stored, &j->n->info.seen_ctime) == 0)
+		if (j->n->info_valid && timespec_cmp(&stored, &j->n->info.seen_ctime) == 0)
 			stored = j->n->info.ctime;
 		j->ctime = scratch_ctime(s, &stored);
 	}
@@ -408,8 +411,8 @@ static void job_failed(struct pool *p, struct job *j)
 	s->fail_text = xstrdup(j->cause ? j->cause : strerror(-j->error));
 	lock_drop(&p->lock);
 	count_one(COUNTER_FLUSH_ERRORS);
-	log_err("cannot flush \"%s\": %s; it stays safe in the pool, will retry in %s", path,
-		j->cause ? j->cause : strerror(-j->error), text_duration(delay).s);
+	log_err("cannot flush \"%s\": %s; it stays safe in the pool, will retry in %s",
+	        path, j->cause ? j->cause : strerror(-j->error), text_duration(delay).s);
 	flush_queue(p, s, delay, s->opens > 0);
 }
 
@@ -446,8 +449,9 @@ static void job_finish(struct pool *p, struct job *j)
 		} else {
 			(void)scratch_record(p, s); /* dirty, with its new base */
 			if (s->opens == 0 || still)
-				flush_queue(p, s, s->opens ? p->dirty_age_ms : p->writeback_ms,
-					    s->opens > 0);
+				flush_queue(p, s,
+				            s->opens ? p->dirty_age_ms : p->writeback_ms,
+				            s->opens > 0);
 		}
 		count_one(j->unchanged ? COUNTER_FLUSHES_UNCHANGED : COUNTER_FLUSHES);
 		lock_take(&p->lock);
@@ -561,7 +565,8 @@ errint_t flush_start(struct pool *p)
 
 	p->flushers = xcalloc(p->flusher_count, sizeof(*p->flushers));
 	while (p->flushers_running < p->flusher_count && r == 0) {
-		r = thread_start(&p->flushers[p->flushers_running], "flusher", flusher_main, p);
+		r = thread_start(&p->flushers[p->flushers_running], "flusher", flusher_main,
+		                 p);
 		if (r == 0)
 			p->flushers_running++;
 	}
@@ -588,7 +593,8 @@ void flush_house(struct pool *p)
 	struct scratch *s;
 
 	lock_take(&p->lock);
-	DL_FOREACH2(p->lru, s, lru_next) {
+	DL_FOREACH2(p->lru, s, lru_next)
+	{
 		if (s->is_dirty && s->is_open && !s->queued && !s->is_flushing && s->node &&
 		    atomic_load(&s->gen) != atomic_load(&s->flushed_gen) &&
 		    now - atomic_load(&s->dirty_since_ms) >= p->dirty_age_ms) {

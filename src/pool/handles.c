@@ -35,9 +35,10 @@ static errint_t count_open(struct pool *p)
 		return 0;
 	atomic_fetch_sub(&p->open_files, 1);
 	if (!atomic_exchange(&p->open_limit_logged, true))
-		log_warn("%llu files are open, which is the limit (max_open, RLIMIT_NOFILE): "
-			 "opening more answers ENFILE; this is said once",
-			 (unsigned long long)n);
+		log_warn(
+		    "%llu files are open, which is the limit (max_open, RLIMIT_NOFILE): "
+		    "opening more answers ENFILE; this is said once",
+		    (unsigned long long)n);
 	return -ENFILE;
 }
 
@@ -100,7 +101,7 @@ static errint_t write_first_record(struct pool *p, struct scratch *s, const char
 
 /* cold -> hydrating, or -> dirty and empty with POOL_TRUNC. Under ns and node->lock. */
 static errint_t start_cold(struct pool *p, struct node *n, unsigned flags,
-			   const struct place *at)
+                           const struct place *at)
 {
 	cleanup_free char *cause = NULL, *path = NULL;
 	struct object object;
@@ -120,16 +121,19 @@ static errint_t start_cold(struct pool *p, struct node *n, unsigned flags,
 		object.kind = OBJECT_PLAIN, object.logical_size = object.stored_size;
 	if (object.kind == OBJECT_EMPTY && !(flags & POOL_TRUNC)) {
 		path = node_path(p->tree, n);
-		log_err("\"%s\": its object is empty, which is no valid .zst; reading it answers "
-			"an error",
-			path);
+		log_err("\"%s\": its object is empty, which is no valid .zst; reading it "
+		        "answers "
+		        "an error",
+		        path);
 		r = -EUCLEAN;
 		goto fail;
 	}
-	if (object.logical_size != OBJECT_SIZE_UNKNOWN && object.logical_size > p->max_object) {
+	if (object.logical_size != OBJECT_SIZE_UNKNOWN &&
+	    object.logical_size > p->max_object) {
 		path = node_path(p->tree, n);
-		log_err("\"%s\" declares %s, more than max_object allows; opening it answers EFBIG",
-			path, text_size(object.logical_size).s);
+		log_err("\"%s\" declares %s, more than max_object allows; opening it "
+		        "answers EFBIG",
+		        path, text_size(object.logical_size).s);
 		r = -EFBIG;
 		goto fail;
 	}
@@ -139,9 +143,10 @@ static errint_t start_cold(struct pool *p, struct node *n, unsigned flags,
 		r = s->fd = scratch_create_file(p, n->ino);
 	if (r >= 0) {
 		path = node_store_path(p->tree, n);
-		s->record.seq = object.has_cellar_frame && uuid_equal(&object.cellar.pool, &p->place.uuid)
-				    ? object.cellar.seq
-				    : 0;
+		s->record.seq = object.has_cellar_frame &&
+		                        uuid_equal(&object.cellar.pool, &p->place.uuid)
+		                    ? object.cellar.seq
+		                    : 0;
 		s->record.flags = RECORD_PARTIAL;
 		if (flags & POOL_TRUNC) {
 			s->record.state = RECORD_DIRTY;
@@ -219,7 +224,8 @@ void scratch_adopt_earlier(struct pool *p, struct node *n)
 
 /* (O1): does the object still say what the clean scratch holds? Under ns and node->lock;
  * -ESTALE: the name leads elsewhere now. */
-static errint_t check_base(struct pool *p, struct node *n, const struct place *at, bool *ret_same)
+static errint_t check_base(struct pool *p, struct node *n, const struct place *at,
+                           bool *ret_same)
 {
 	struct scratch *s = n->scratch;
 	cleanup_free char *cause = NULL;
@@ -232,9 +238,9 @@ static errint_t check_base(struct pool *p, struct node *n, const struct place *a
 		return r;
 	remember_owner(s, &st);
 	*ret_same = ident_equal(&n->ident, &s->record.base.ident) &&
-		    n->info.stored_size == s->record.base.stored_size &&
-		    n->info.trailer_hash[0] == s->record.base.trailer_hash[0] &&
-		    n->info.trailer_hash[1] == s->record.base.trailer_hash[1];
+	            n->info.stored_size == s->record.base.stored_size &&
+	            n->info.trailer_hash[0] == s->record.base.trailer_hash[0] &&
+	            n->info.trailer_hash[1] == s->record.base.trailer_hash[1];
 	return 0;
 }
 
@@ -261,9 +267,10 @@ static errint_t ready_scratch(struct pool *p, struct node *n, unsigned flags, bo
 	if (s) {
 		r = check_base(p, n, &at, &same);
 		if (r == 0 && !same) {
-			log_info("the object of \"%s\" was changed behind cellar; its clean "
-				 "scratch is dropped",
-				 at.store_name.s);
+			log_info(
+			    "the object of \"%s\" was changed behind cellar; its clean "
+			    "scratch is dropped",
+			    at.store_name.s);
 			r = scratch_destroy(p, s);
 			s = NULL;
 			if (r == 0 && !wait)
@@ -314,7 +321,7 @@ static errint_t truncate_locked(struct pool *p, struct scratch *s, uint64_t size
 	atomic_fetch_add(&s->gen, 1);
 	if (r == 0)
 		r = (uint64_t)st.st_size > size ? shrink(p, s, size)
-						: sys_ftruncate(s->fd, (off_t)size);
+		                                : sys_ftruncate(s->fd, (off_t)size);
 	note_change(s);
 	rwlock_drop(&s->gate);
 	if (r == 0) {
@@ -349,7 +356,8 @@ static errint_t acquire(struct pool *p, struct node *n, unsigned flags)
 		}
 	}
 	if (flags & POOL_WRITE)
-		flush_unqueue(p, s); /* writeback_delay starts anew at the next last close */
+		flush_unqueue(p,
+		              s); /* writeback_delay starts anew at the next last close */
 	s->opens++;
 	scratch_touch(p, s);
 	scratch_mirror(p, s);
@@ -361,8 +369,8 @@ static errint_t acquire(struct pool *p, struct node *n, unsigned flags)
 static void writers_gone(struct pool *p, struct scratch *s)
 {
 	bool unchanged = atomic_load(&s->gen) == atomic_load(&s->flushed_gen) &&
-			 !(s->record.flags & RECORD_NEW) &&
-			 !ident_is_none(&s->record.base.ident);
+	                 !(s->record.flags & RECORD_NEW) &&
+	                 !ident_is_none(&s->record.base.ident);
 
 	if (unchanged) {
 		s->record.state = RECORD_CLEAN;
@@ -431,8 +439,8 @@ static void give_up(struct pool *p, struct node *n)
 	struct scratch *s = n->scratch;
 
 	unacquire(p, n, 0);
-	if (s->opens == 0 && s->holds == 0 && s->hydration && s->record.state == RECORD_CLEAN &&
-	    s->hydration->users == 1)
+	if (s->opens == 0 && s->holds == 0 && s->hydration &&
+	    s->record.state == RECORD_CLEAN && s->hydration->users == 1)
 		(void)scratch_destroy(p, s);
 }
 
@@ -452,8 +460,8 @@ static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool w
 	r = ready_scratch(p, n, flags, wait);
 	s = n->scratch;
 	need_all = r == 0 && s->hydration &&
-		   ((flags & POOL_WRITE) || s->hydration->object.kind != OBJECT_SEEKABLE ||
-		    s->hydration->object.logical_size <= p->eager_size);
+	           ((flags & POOL_WRITE) || s->hydration->object.kind != OBJECT_SEEKABLE ||
+	            s->hydration->object.logical_size <= p->eager_size);
 	if (need_all && !wait)
 		r = -EAGAIN;
 	if (r == 0)
@@ -507,7 +515,7 @@ void pool_close_file(struct pool *p, struct node *n, unsigned flags)
 /* ---- new files (O3) ---- */
 
 errint_t pool_prepare_new(struct pool *p, uint64_t ino, const char *store_path,
-			  struct new_scratch **ret)
+                          struct new_scratch **ret)
 {
 	struct scratch *s;
 	errint_t r = evict_throttle(p, true);
@@ -533,7 +541,8 @@ errint_t pool_prepare_new(struct pool *p, uint64_t ino, const char *store_path,
 	return 0;
 }
 
-errint_t pool_attach_new(struct pool *p, struct new_scratch *ns, struct node *n, unsigned flags)
+errint_t pool_attach_new(struct pool *p, struct new_scratch *ns, struct node *n,
+                         unsigned flags)
 {
 	struct scratch *s = ns->s;
 	bool mine = lock_is_mine(&n->lock);
@@ -592,7 +601,8 @@ int scratch_fd(struct node *n)
 	return n->scratch->fd;
 }
 
-errint_t scratch_write_begin(struct pool *p, struct node *n, uint64_t off, size_t len, bool wait)
+errint_t scratch_write_begin(struct pool *p, struct node *n, uint64_t off, size_t len,
+                             bool wait)
 {
 	struct scratch *s = n->scratch;
 	errint_t r = evict_throttle(p, wait);
@@ -613,8 +623,9 @@ void scratch_write_end(struct pool *p, struct node *n, uint64_t off, ssize_t wri
 
 	note_change(s);
 	rwlock_drop(&s->gate);
-	if (written > 0 && atomic_fetch_add(&s->unsampled, (uint64_t)written) + (uint64_t)written >=
-			       SAMPLE_BYTES) {
+	if (written > 0 &&
+	    atomic_fetch_add(&s->unsampled, (uint64_t)written) + (uint64_t)written >=
+	        SAMPLE_BYTES) {
 		struct stat st;
 
 		atomic_store(&s->unsampled, 0);
@@ -643,7 +654,8 @@ errint_t pool_truncate(struct pool *p, struct node *n, uint64_t size)
 	return r;
 }
 
-errint_t pool_fallocate(struct pool *p, struct node *n, int mode, uint64_t off, uint64_t len)
+errint_t pool_fallocate(struct pool *p, struct node *n, int mode, uint64_t off,
+                        uint64_t len)
 {
 	struct scratch *s;
 	errint_t r;

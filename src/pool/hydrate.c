@@ -82,7 +82,7 @@ fail:
 
 /* First and one past the last unit that [off, off + len) needs. */
 static void units_of(const struct hydration *h, uint64_t off, uint64_t len, size_t *from,
-		     size_t *to)
+                     size_t *to)
 {
 	uint64_t end = off + len < off ? UINT64_MAX : off + len;
 
@@ -125,7 +125,8 @@ struct batch {
 	size_t n;
 };
 
-static errint_t decode_frame(struct scratch *s, struct hydration *h, size_t unit, char **cause)
+static errint_t decode_frame(struct scratch *s, struct hydration *h, size_t unit,
+                             char **cause)
 {
 	const struct seek_entry *e = &h->object.table.entries[unit];
 	void *buf = malloc(e->logical_len);
@@ -142,7 +143,7 @@ static errint_t decode_frame(struct scratch *s, struct hydration *h, size_t unit
 
 /* A foreign or plain object is one unit: decoded in order. */
 static errint_t decode_whole(struct scratch *s, struct hydration *h, uint64_t limit,
-			     char **cause)
+                             char **cause)
 {
 	uint64_t end = 0, size = h->object.logical_size;
 	errint_t r = object_extract(&h->object, 0, size, s->fd, 1, limit, &end, cause);
@@ -151,7 +152,7 @@ static errint_t decode_whole(struct scratch *s, struct hydration *h, uint64_t li
 		return r;
 	if (size != OBJECT_SIZE_UNKNOWN && end != size)
 		return set_cause(cause, -EUCLEAN, "decodes to %llu bytes instead of %llu",
-				 (unsigned long long)end, (unsigned long long)size);
+		                 (unsigned long long)end, (unsigned long long)size);
 	return sys_ftruncate(s->fd, (off_t)end);
 }
 
@@ -169,7 +170,7 @@ static errint_t decode_unit(void *ctx, size_t i)
 		cleanup_free char *path = node_path(b->s->pool->tree, b->s->node);
 
 		log_err("cannot decode \"%s\": %s; reading it answers an error", path,
-			cause ? cause : strerror(-r));
+		        cause ? cause : strerror(-r));
 	}
 	b->results[i] = r;
 	return 0;
@@ -177,7 +178,8 @@ static errint_t decode_unit(void *ctx, size_t i)
 
 /* Claims up to CLAIM_MAX missing units in [from, to). Returns how many; *ret_busy tells whether
  * others are at work on any. */
-static size_t claim(struct hydration *h, size_t from, size_t to, struct batch *b, bool *ret_busy)
+static size_t claim(struct hydration *h, size_t from, size_t to, struct batch *b,
+                    bool *ret_busy)
 {
 	*ret_busy = false;
 	b->n = 0;

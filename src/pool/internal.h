@@ -39,10 +39,11 @@ struct hydration {
 	pthread_cond_t changed;
 	struct object object; /* its descriptor is ours; constant */
 	int fd;
-	uint32_t users;       /* threads inside hydrate_range(), + 1 for s->hydration; under node->lock */
-	size_t units;         /* frames of a seekable object, else 1: the whole */
+	uint32_t
+	    users; /* threads inside hydrate_range(), + 1 for s->hydration; under node->lock */
+	size_t units; /* frames of a seekable object, else 1: the whole */
 	size_t missing;
-	uint8_t *state;       /* enum frame_state, one a unit */
+	uint8_t *state; /* enum frame_state, one a unit */
 };
 
 struct scratch {
@@ -52,52 +53,53 @@ struct scratch {
 	struct node *node; /* set once, by attaching */
 
 	/* under node->lock (fd also read by whoever has the node open) */
-	struct record record;      /* as last written */
-	int fd;                    /* O_RDWR while opens > 0, else -1 */
+	struct record record; /* as last written */
+	int fd;               /* O_RDWR while opens > 0, else -1 */
 	uint32_t opens, writers;
-	uint32_t holds;            /* pool threads that rely on it while the lock is not held */
-	bool flushing;             /* a flusher has it in work */
-	bool doomed;               /* the last link is gone */
-	bool doomed_listed;        /* in pool->doomed; under pool->lock */
-	bool doomed_dirty;         /* was dirty when the last link went (E3) */
-	bool name_unsynced;        /* object's name or new parents may not be durable */
-	bool attr_unsynced;        /* object's attributes may not be durable */
-	bool file_unsynced;        /* the scratch file's own name may not be durable */
+	uint32_t holds;     /* pool threads that rely on it while the lock is not held */
+	bool flushing;      /* a flusher has it in work */
+	bool doomed;        /* the last link is gone */
+	bool doomed_listed; /* in pool->doomed; under pool->lock */
+	bool doomed_dirty;  /* was dirty when the last link went (E3) */
+	bool name_unsynced; /* object's name or new parents may not be durable */
+	bool attr_unsynced; /* object's attributes may not be durable */
+	bool file_unsynced; /* the scratch file's own name may not be durable */
 	struct hydration *hydration; /* not NULL: clean and not whole */
-	uint64_t size;             /* while fd < 0 */
-	struct timespec mtime;     /* while fd < 0 */
-	uint64_t blocks;           /* st_blocks, while fd < 0 */
-	mode_t mode;               /* of the object when opened: to make it again */
+	uint64_t size;               /* while fd < 0 */
+	struct timespec mtime;       /* while fd < 0 */
+	uint64_t blocks;             /* st_blocks, while fd < 0 */
+	mode_t mode;                 /* of the object when opened: to make it again */
 	uid_t uid;
 	gid_t gid;
-	char *hint;                /* store path as last recorded */
-	struct node *doomed_dir;   /* referenced: fsync it before the file is deleted */
-	int sync_error;            /* not 0: the next fsync returns it (design 5) */
-	uint32_t shrinks;          /* truncations that made it shorter: a sync under way looks */
-	uint32_t flush_tries;      /* in a row that found the file changed meanwhile */
+	char *hint;              /* store path as last recorded */
+	struct node *doomed_dir; /* referenced: fsync it before the file is deleted */
+	int sync_error;          /* not 0: the next fsync returns it (design 5) */
+	uint32_t shrinks;     /* truncations that made it shorter: a sync under way looks */
+	uint32_t flush_tries; /* in a row that found the file changed meanwhile */
 
 	_Atomic bool whole;           /* hydration == NULL, readable without the lock */
 	_Atomic uint64_t gen;         /* see (G1) */
 	_Atomic uint64_t flushed_gen; /* what the object says */
 	_Atomic uint64_t synced_gen;  /* what fdatasync has covered */
 	_Atomic uint64_t dirty_since_ms, last_sync_ms; /* monotonic */
-	_Atomic uint64_t unsampled;   /* bytes written since st_blocks was looked at */
-	_Atomic int64_t last_write_ns; /* CLOCK_REALTIME of the last change; logical ctime */
-	struct rwlock gate;           /* LOCK_SCRATCH: see (G1) */
+	_Atomic uint64_t unsampled; /* bytes written since st_blocks was looked at */
+	_Atomic int64_t
+	    last_write_ns;  /* CLOCK_REALTIME of the last change; logical ctime */
+	struct rwlock gate; /* LOCK_SCRATCH: see (G1) */
 
 	/* under pool->lock */
-	UT_hash_handle hh;            /* by ino */
-	struct scratch *lru_prev, *lru_next;     /* all scratches, least recently used first */
+	UT_hash_handle hh;                   /* by ino */
+	struct scratch *lru_prev, *lru_next; /* all scratches, least recently used first */
 	struct scratch *queue_prev, *queue_next; /* queued for a flush, by due_ms */
 	bool queued;
-	bool urgent;                  /* flush although open for writing */
-	bool busy;                    /* unattached: being evicted or attached */
+	bool urgent; /* flush although open for writing */
+	bool busy;   /* unattached: being evicted or attached */
 	bool pinned;
 	bool is_dirty, is_open, is_flushing; /* mirrors for status and eviction */
-	uint64_t bytes;               /* on the pool's disk, as last sampled */
+	uint64_t bytes;                      /* on the pool's disk, as last sampled */
 	uint64_t due_ms;
-	uint64_t last_use_ms;         /* monotonic */
-	uint32_t fail_count;          /* flushes failed since the last success */
+	uint64_t last_use_ms; /* monotonic */
+	uint32_t fail_count;  /* flushes failed since the last success */
 	char *fail_text;
 };
 #define SCRATCH_MAGIC 0x5c2a7c41U
@@ -123,20 +125,22 @@ struct pool {
 
 	_Atomic bool stopping;
 	_Atomic bool no_space; /* the pool's disk is past the stop mark */
-	_Atomic bool full;     /* closed scratch alone is well above the limit, or no_space */
+	_Atomic bool full; /* closed scratch alone is well above the limit, or no_space */
 	_Atomic uint64_t open_files;
 	_Atomic bool open_limit_logged;
 
-	struct lock lock; /* LOCK_POOL */
-	pthread_cond_t work;     /* flushers: the queue changed */
-	pthread_cond_t progress; /* waiters: a flush ended, space was freed, a busy one is free */
-	pthread_cond_t house;    /* housekeeping: do it now */
+	struct lock lock;    /* LOCK_POOL */
+	pthread_cond_t work; /* flushers: the queue changed */
+	pthread_cond_t
+	    progress; /* waiters: a flush ended, space was freed, a busy one is free */
+	pthread_cond_t house; /* housekeeping: do it now */
 	bool house_wanted;
 	struct scratch *by_ino;
 	struct scratch *lru;
 	struct scratch *queue;
-	uint64_t bytes, count, dirty_count, flushing_count, lost_count, dirty_bytes, open_bytes;
-	uint64_t flush_events; /* raised when a flush ends */
+	uint64_t bytes, count, dirty_count, flushing_count, lost_count, dirty_bytes,
+	    open_bytes;
+	uint64_t flush_events;   /* raised when a flush ends */
 	struct scratch **doomed; /* to be deleted once their directories are synced */
 	size_t doomed_count, doomed_allocated;
 	struct lock seen_lock; /* LOCK_LEAF */
@@ -204,7 +208,8 @@ void sync_clear(struct pool *p);
 
 /* flush.c */
 void flush_queue(struct pool *p, struct scratch *s, uint64_t delay_ms, bool urgent);
-void flush_unqueue(struct pool *p, struct scratch *s); /* unless somebody waits for the flush */
+void flush_unqueue(struct pool *p,
+                   struct scratch *s); /* unless somebody waits for the flush */
 void flush_unqueue_always(struct pool *p, struct scratch *s);
 errint_t flush_start(struct pool *p);
 void flush_stop(struct pool *p);
@@ -212,9 +217,9 @@ void flush_house(struct pool *p); /* queues what was open too long */
 
 /* evict.c */
 void evict_house(struct pool *p);
-void evict_wake(struct pool *p);          /* housekeeping soon, e.g. above the limit */
+void evict_wake(struct pool *p); /* housekeeping soon, e.g. above the limit */
 errint_t evict_throttle(struct pool *p, bool wait); /* before taking more space */
-void evict_measure(struct pool *p);       /* pool->lock held: sets p->full */
+void evict_measure(struct pool *p);                 /* pool->lock held: sets p->full */
 void evict_doomed(struct pool *p);
 void evict_add_doomed(struct pool *p, struct scratch *s);
 errint_t evict_start(struct pool *p);

@@ -50,7 +50,8 @@ static errint_t read_pool_id(int dirfd, struct uuid *pool, struct uuid *store)
 	if (n < 0)
 		return (errint_t)n;
 	buf[n] = '\0';
-	if (sscanf(buf, POOL_MAGIC "\nuuid %63s\nstore %63s\n", pool_text, store_text) != 2 ||
+	if (sscanf(buf, POOL_MAGIC "\nuuid %63s\nstore %63s\n", pool_text, store_text) !=
+	        2 ||
 	    !uuid_parse(pool_text, pool) || !uuid_parse(store_text, store))
 		return -EUCLEAN;
 	return 0;
@@ -60,8 +61,8 @@ static errint_t write_pool_id(int dirfd, const struct uuid *pool, const struct u
 {
 	char text[256];
 
-	snprintf(text, sizeof(text), POOL_MAGIC "\nuuid %s\nstore %s\n", uuid_format(pool).s,
-		 uuid_format(store).s);
+	snprintf(text, sizeof(text), POOL_MAGIC "\nuuid %s\nstore %s\n",
+	         uuid_format(pool).s, uuid_format(store).s);
 	return write_small_file(dirfd, "pool.self", text);
 }
 
@@ -71,24 +72,28 @@ static errint_t lock_pool(struct pool_place *pl, bool *ret_draining, char **caus
 	ssize_t n;
 	int len;
 
-	pl->lock_fd = sys_openat(pl->dirfd, "pool.lock", O_RDWR | O_CREAT | O_NOFOLLOW, 0600);
+	pl->lock_fd =
+	    sys_openat(pl->dirfd, "pool.lock", O_RDWR | O_CREAT | O_NOFOLLOW, 0600);
 	if (pl->lock_fd < 0)
-		return set_cause_errno(cause, pl->lock_fd, "cannot open \"%s/pool.lock\"", pl->path);
+		return set_cause_errno(cause, pl->lock_fd, "cannot open \"%s/pool.lock\"",
+		                       pl->path);
 	if (flock(pl->lock_fd, LOCK_EX | LOCK_NB) < 0) {
 		if (errno != EWOULDBLOCK)
 			return set_cause_errno(cause, -errno, "cannot lock the pool \"%s\"",
-					       pl->path);
+			                       pl->path);
 		n = sys_pread(pl->lock_fd, buf, sizeof(buf) - 1, 0);
 		buf[MAX_OF(n, 0)] = '\0';
 		buf[strcspn(buf, "\n")] = '\0';
 		if (ret_draining)
 			*ret_draining = n > 0 && strstr(buf, "draining") != NULL;
-		return set_cause(cause, -EBUSY, "the pool \"%s\" is in use by another cellard, %s",
-				 pl->path, buf[0] ? buf : "pid unknown");
+		return set_cause(cause, -EBUSY,
+		                 "the pool \"%s\" is in use by another cellard, %s",
+		                 pl->path, buf[0] ? buf : "pid unknown");
 	}
 	len = snprintf(buf, sizeof(buf), "pid %d\n", (int)getpid());
 	if (ftruncate(pl->lock_fd, 0) < 0)
-		return set_cause_errno(cause, -errno, "cannot write \"%s/pool.lock\"", pl->path);
+		return set_cause_errno(cause, -errno, "cannot write \"%s/pool.lock\"",
+		                       pl->path);
 	return full_pwrite(pl->lock_fd, buf, (size_t)len, 0);
 }
 
@@ -102,16 +107,18 @@ static errint_t check_xattrs(struct pool_place *pl, char **cause)
 		r = record_read(pl->lock_fd, &back);
 	(void)sys_fremovexattr(pl->lock_fd, RECORD_XATTR);
 	if (r < 0)
-		return set_cause_errno(cause, r,
-				       "the filesystem of the pool \"%s\" does not keep extended "
-				       "attributes, which the pool needs",
-				       pl->path);
+		return set_cause_errno(
+		    cause, r,
+		    "the filesystem of the pool \"%s\" does not keep extended "
+		    "attributes, which the pool needs",
+		    pl->path);
 	return 0;
 }
 
 /* look_only: says no where it must, writes nothing. */
 static errint_t match(struct pool_place *pl, const struct uuid *store,
-		      const struct uuid *store_pool, bool new_pool, bool look_only, char **cause)
+                      const struct uuid *store_pool, bool new_pool, bool look_only,
+                      char **cause)
 {
 	errint_t r = read_pool_id(pl->dirfd, &pl->uuid, &pl->store);
 	bool remembered = !uuid_is_null(store_pool);
@@ -121,30 +128,35 @@ static errint_t match(struct pool_place *pl, const struct uuid *store,
 	if (r < 0 && r != -ENOENT)
 		return set_cause_errno(cause, r, "cannot read \"%s/pool.self\"", pl->path);
 	if (r == 0 && !look_only && !uuid_equal(&pl->store, store))
-		return set_cause(cause, -EXDEV,
-				 "the pool \"%s\" belongs to another store (%s); this one is %s",
-				 pl->path, uuid_format(&pl->store).s, uuid_format(store).s);
+		return set_cause(
+		    cause, -EXDEV,
+		    "the pool \"%s\" belongs to another store (%s); this one is %s",
+		    pl->path, uuid_format(&pl->store).s, uuid_format(store).s);
 	if (look_only && r == 0)
 		return 0; /* a pool: who holds it is asked first */
 	if (remembered && !new_pool && (r < 0 || !uuid_equal(&pl->uuid, store_pool)))
-		return set_cause(cause, -EXDEV,
-				 "the store's dirty data may lie in the pool %s, which is not at "
-				 "\"%s\" (is its disk mounted?); new_pool starts without it",
-				 uuid_format(store_pool).s, pl->path);
+		return set_cause(
+		    cause, -EXDEV,
+		    "the store's dirty data may lie in the pool %s, which is not at "
+		    "\"%s\" (is its disk mounted?); new_pool starts without it",
+		    uuid_format(store_pool).s, pl->path);
 	if (r == 0 || look_only)
 		return 0;
 	if (remembered)
-		log_warn("starting with a new pool in \"%s\": what was dirty in pool %s is not seen",
-			 pl->path, uuid_format(store_pool).s);
+		log_warn("starting with a new pool in \"%s\": what was dirty in pool %s is "
+		         "not seen",
+		         pl->path, uuid_format(store_pool).s);
 	pl->uuid = uuid_random();
 	pl->store = *store;
 	pl->created = true;
 	r = write_pool_id(pl->dirfd, &pl->uuid, store);
-	return r < 0 ? set_cause_errno(cause, r, "cannot write \"%s/pool.self\"", pl->path) : 0;
+	return r < 0 ? set_cause_errno(cause, r, "cannot write \"%s/pool.self\"", pl->path)
+	             : 0;
 }
 
-errint_t pool_place_open(const char *path, const struct uuid *store, const struct uuid *store_pool,
-			 bool new_pool, struct pool_place *ret, bool *ret_draining, char **cause)
+errint_t pool_place_open(const char *path, const struct uuid *store,
+                         const struct uuid *store_pool, bool new_pool,
+                         struct pool_place *ret, bool *ret_draining, char **cause)
 {
 	struct pool_place pl = {.dirfd = -1, .lock_fd = -1};
 	struct stat st;

@@ -58,19 +58,19 @@ static void choose_sizes(struct pool *p, const struct options *o)
 	p->max_idle_ms = o->max_idle;
 	if (o->max_idle == OPTION_AUTO) {
 		bool shared = sys_fstat(p->scratch_fd, &a) == 0 &&
-			      sys_fstat(p->store->root_fd, &b) == 0 && a.st_dev == b.st_dev;
+		              sys_fstat(p->store->root_fd, &b) == 0 && a.st_dev == b.st_dev;
 
 		p->max_idle_ms = shared ? SHARED_IDLE_MS : OWN_IDLE_MS;
 	}
 	(void)getrlimit(RLIMIT_NOFILE, &lim);
-	p->max_open = lim.rlim_cur > 2 * FD_RESERVE ? lim.rlim_cur - FD_RESERVE
-						    : lim.rlim_cur / 2;
+	p->max_open =
+	    lim.rlim_cur > 2 * FD_RESERVE ? lim.rlim_cur - FD_RESERVE : lim.rlim_cur / 2;
 	if (o->max_open > 0)
 		p->max_open = MIN_OF(p->max_open, (uint64_t)o->max_open);
 }
 
 errint_t pool_new(struct pool_place *place, struct tree *tree, const struct options *o,
-		  struct pool **ret, char **cause)
+                  struct pool **ret, char **cause)
 {
 	struct pool *p = xcalloc(1, sizeof(*p));
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
@@ -142,7 +142,8 @@ static void mark_clean(struct pool *p)
 
 	if (r == 0) {
 		step("close.synced");
-		fd = sys_openat(p->place.dirfd, "clean", O_WRONLY | O_CREAT | O_NOFOLLOW, 0600);
+		fd = sys_openat(p->place.dirfd, "clean", O_WRONLY | O_CREAT | O_NOFOLLOW,
+		                0600);
 		r = fd < 0 ? fd : sys_fsync(fd);
 		if (fd >= 0)
 			(void)sys_close(fd);
@@ -150,9 +151,10 @@ static void mark_clean(struct pool *p)
 	if (r == 0)
 		r = sys_fsync(p->place.dirfd);
 	if (r < 0)
-		log_warn("cannot mark the pool \"%s\" as cleanly shut down: %s; its warm copies "
-			 "will be made anew after a reboot",
-			 p->place.path, strerror(-r));
+		log_warn(
+		    "cannot mark the pool \"%s\" as cleanly shut down: %s; its warm copies "
+		    "will be made anew after a reboot",
+		    p->place.path, strerror(-r));
 }
 
 static void release_all(struct pool *p)
@@ -237,7 +239,8 @@ static size_t dirty_below(struct pool *p, struct node *dir, struct node ***ret)
 
 	lock_take(&p->lock);
 	*ret = xcalloc(p->dirty_count + 1, sizeof(**ret));
-	DL_FOREACH2(p->lru, s, lru_next) {
+	DL_FOREACH2(p->lru, s, lru_next)
+	{
 		if (!s->is_dirty || !s->node || s->busy || n >= p->dirty_count)
 			continue;
 		if (dir && !node_is_below(p->tree, s->node, dir))
@@ -289,7 +292,7 @@ static void look(struct pool *p, struct wanted *w)
 	if (!s || s != w->s || s->doomed || s->record.state == RECORD_CLEAN) {
 		w->done = true;
 	} else if (!s->flushing && atomic_load(&s->flushed_gen) >= w->gen &&
-		   !(s->record.flags & RECORD_NEW)) {
+	           !(s->record.flags & RECORD_NEW)) {
 		w->done = true; /* dirty again, or still open for writing */
 	} else {
 		lock_take(&p->lock);
@@ -314,9 +317,9 @@ static struct wanted *collect_wanted(struct pool *p, struct node *below, size_t 
 		if (s && s->record.state == RECORD_DIRTY && !s->doomed) {
 			scratch_sample(p, s);
 			w[count] = (struct wanted){.n = nodes[i],
-						   .s = s,
-						   .gen = atomic_load(&s->gen),
-						   .bytes = s->size};
+			                           .s = s,
+			                           .gen = atomic_load(&s->gen),
+			                           .bytes = s->size};
 			lock_take(&p->lock);
 			w[count].fails = s->fail_count;
 			lock_drop(&p->lock);
@@ -334,8 +337,8 @@ static struct wanted *collect_wanted(struct pool *p, struct node *below, size_t 
 	return w;
 }
 
-static void report_failures(struct pool *p, struct wanted *w, size_t n, pool_failure_fn failure,
-			    void *ctx)
+static void report_failures(struct pool *p, struct wanted *w, size_t n,
+                            pool_failure_fn failure, void *ctx)
 {
 	for (size_t i = 0; i < n; i++) {
 		cleanup_free char *path = NULL, *text = NULL;
@@ -356,7 +359,7 @@ static void report_failures(struct pool *p, struct wanted *w, size_t n, pool_fai
 }
 
 errint_t pool_flush(struct pool *p, struct node *below, uint64_t deadline_ms,
-		    pool_progress_fn progress, pool_failure_fn failure, void *ctx)
+                    pool_progress_fn progress, pool_failure_fn failure, void *ctx)
 {
 	uint64_t until = deadline_ms ? clock_mono_ms() + deadline_ms : UINT64_MAX;
 	struct pool_progress pr = {0}, shown = {.files_done = UINT64_MAX};
@@ -420,7 +423,8 @@ void pool_get_stats(struct pool *p, struct pool_stats *ret)
 	ret->flushing = p->flushing_count;
 	ret->lost = p->lost_count;
 	ret->over_bytes = p->bytes > p->limit_bytes ? p->bytes - p->limit_bytes : 0;
-	DL_FOREACH2(p->lru, s, lru_next) {
+	DL_FOREACH2(p->lru, s, lru_next)
+	{
 		ret->pinned += s->pinned;
 		ret->open += s->is_open;
 		ret->failing += s->fail_count > 0;
@@ -437,13 +441,14 @@ void pool_each_failing(struct pool *p, pool_failure_fn fn, void *ctx)
 	struct failing {
 		struct node *n;
 		char *text;
-	} *f;
+	} * f;
 	struct scratch *s;
 	size_t n = 0;
 
 	lock_take(&p->lock);
 	f = xcalloc(p->count + 1, sizeof(*f));
-	DL_FOREACH2(p->lru, s, lru_next) {
+	DL_FOREACH2(p->lru, s, lru_next)
+	{
 		if (!s->fail_count || !s->node)
 			continue;
 		node_ref(p->tree, s->node);
@@ -481,8 +486,8 @@ static errint_t each_lost(void *ctx, const char *name, unsigned char type)
 	return 0;
 }
 
-void pool_each_lost(struct pool *p, void (*fn)(void *ctx, const char *name, const char *hint),
-		    void *ctx)
+void pool_each_lost(struct pool *p,
+                    void (*fn)(void *ctx, const char *name, const char *hint), void *ctx)
 {
 	struct lost_walk w = {p, fn, ctx};
 

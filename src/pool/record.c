@@ -11,9 +11,9 @@
 
 #include "base/sysio.h"
 
-#define RECORD_VERSION   1
-#define HINT_MAX         3072 /* fits beside the record on every filesystem that we know */
-#define CHECKSUM_OFFSET  (RECORD_LEN - 8)
+#define RECORD_VERSION  1
+#define HINT_MAX        3072 /* fits beside the record on every filesystem that we know */
+#define CHECKSUM_OFFSET (RECORD_LEN - 8)
 
 static void put16(uint8_t **p, uint16_t v)
 {
@@ -120,8 +120,8 @@ errint_t record_unpack(const uint8_t *buf, size_t len, struct record *ret)
 	r.ctime.tv_sec = (time_t)(int64_t)get64(&p);
 	r.ctime.tv_nsec = get32(&p);
 	r.flags = get32(&p);
-	if (r.state > RECORD_DIRTY || r.kind > RECORD_TAIL || r.ctime.tv_nsec >= 1000000000L ||
-	    r.sync_size > INT64_MAX || r.sync_seq > r.seq)
+	if (r.state > RECORD_DIRTY || r.kind > RECORD_TAIL ||
+	    r.ctime.tv_nsec >= 1000000000L || r.sync_size > INT64_MAX || r.sync_seq > r.seq)
 		return -EUCLEAN;
 	*ret = r;
 	return 0;

@@ -112,18 +112,21 @@ static bool names_us(struct pool *p, const struct found *f, uint64_t ino)
 }
 
 /* Another file of this pool stands at the hint: a rename of our own put it there. */
-static bool is_another_of_ours(struct pool *p, const struct record *rec, const struct found *f)
+static bool is_another_of_ours(struct pool *p, const struct record *rec,
+                               const struct found *f)
 {
 	struct catalog_file row;
 
-	if (f->object.has_cellar_frame && uuid_equal(&f->object.cellar.pool, &p->place.uuid))
+	if (f->object.has_cellar_frame &&
+	    uuid_equal(&f->object.cellar.pool, &p->place.uuid))
 		return f->object.cellar.ino != rec->ino;
 	if (f->object.kind == OBJECT_EMPTY)
 		return true; /* a new file's place-holder: nobody else makes such */
 	return catalog_file_get(p->catalog, &f->stamp.ident, &row) && row.ino != rec->ino;
 }
 
-static enum object_place classify(struct pool *p, const struct record *rec, const struct found *f)
+static enum object_place classify(struct pool *p, const struct record *rec,
+                                  const struct found *f)
 {
 	bool new_one = (rec->flags & RECORD_NEW) && f->object.kind == OBJECT_EMPTY;
 
@@ -131,7 +134,7 @@ static enum object_place classify(struct pool *p, const struct record *rec, cons
 		return AT_BASE;
 	/* Created, and stopped before the record learned the identity (handles.c, O3). */
 	if (new_one && (ident_is_none(&rec->base.ident) ||
-			ident_equal(&rec->base.ident, &f->stamp.ident)))
+	                ident_equal(&rec->base.ident, &f->stamp.ident)))
 		return AT_BASE;
 	if (names_us(p, f, rec->ino))
 		return NEWER;
@@ -139,7 +142,7 @@ static enum object_place classify(struct pool *p, const struct record *rec, cons
 }
 
 static errint_t look_at(struct pool *p, const char *path, const struct record *rec,
-			struct found *ret)
+                        struct found *ret)
 {
 	int fd = open_path(p, path, NULL);
 	errint_t r;
@@ -238,14 +241,14 @@ static errint_t adopt_by_hint(struct pool *p, struct scratch *s, struct node **r
 	}
 	if (r < 0)
 		return r;
-	*ret = tree_adopt(p->tree, dir, slash ? slash + 1 : hint, &s->record.base.ident, s->ino,
-			  S_IFREG);
+	*ret = tree_adopt(p->tree, dir, slash ? slash + 1 : hint, &s->record.base.ident,
+	                  s->ino, S_IFREG);
 	node_unref(p->tree, dir);
 	return 0;
 }
 
 static errint_t find_node(struct pool *p, struct scratch *s, const struct found *f,
-			  struct node **ret)
+                          struct node **ret)
 {
 	struct stat st;
 	errint_t r;
@@ -279,8 +282,9 @@ static void make_waiting(struct pool *p, struct scratch *s)
 {
 	cleanup_free char *hint = text_escape(s->hint);
 
-	log_info("the object of a dirty scratch (number %llu) is not at \"%s\"; it is looked for",
-		 (unsigned long long)s->ino, hint);
+	log_info("the object of a dirty scratch (number %llu) is not at \"%s\"; it is "
+	         "looked for",
+	         (unsigned long long)s->ino, hint);
 	scratch_register(p, s);
 	fill_times(p, s);
 	atomic_fetch_add(&p->waiting, 1);
@@ -344,14 +348,17 @@ static errint_t distrust(struct recovery *rc, struct scratch *s, const struct fo
 
 	if (!place_holder) {
 		scratch_register(p, s);
-		return scratch_set_aside(p, s, "it was never synced before the reboot; the object "
-					       "in the store is what counts");
+		return scratch_set_aside(
+		    p, s,
+		    "it was never synced before the reboot; the object "
+		    "in the store is what counts");
 	}
 	scratch_sample(p, s);
 	if (s->size > 0) {
 		scratch_register(p, s);
-		r = scratch_set_aside(p, s, "it was never synced before the reboot; the new file "
-					    "is empty");
+		r = scratch_set_aside(p, s,
+		                      "it was never synced before the reboot; the new file "
+		                      "is empty");
 		if (r < 0)
 			return r;
 		s = scratch_alloc(p, rec.ino);
@@ -429,8 +436,10 @@ static errint_t recover_dirty(struct recovery *rc, struct scratch *s)
 		return delete_scratch(rc, s); /* unlinked, and so it stayed */
 	if ((s->record.flags & RECORD_DOOMED) && f.where == FOREIGN) {
 		scratch_register(p, s);
-		return scratch_set_aside(p, s, "its file was unlinked, and a foreign object has its "
-					       "name");
+		return scratch_set_aside(
+		    p, s,
+		    "its file was unlinked, and a foreign object has its "
+		    "name");
 	}
 	if (f.where == ABSENT && (s->record.flags & RECORD_NEW) &&
 	    ident_is_none(&s->record.base.ident) && never_written(p, s))
@@ -448,7 +457,8 @@ static errint_t recover_dirty(struct recovery *rc, struct scratch *s)
 		r = cut(p, s);
 		if (r == -EUCLEAN) {
 			scratch_register(p, s);
-			return scratch_set_aside(p, s, "it is shorter than what was synced");
+			return scratch_set_aside(p, s,
+			                         "it is shorter than what was synced");
 		}
 	}
 	return r == 0 ? take(p, s, &f) : r;
@@ -456,7 +466,8 @@ static errint_t recover_dirty(struct recovery *rc, struct scratch *s)
 
 /* ---- the scratch directory ---- */
 
-static errint_t move_aside(struct recovery *rc, const char *name, uint64_t ino, const char *why)
+static errint_t move_aside(struct recovery *rc, const char *name, uint64_t ino,
+                           const char *why)
 {
 	char path[64];
 	errint_t r;
@@ -464,7 +475,7 @@ static errint_t move_aside(struct recovery *rc, const char *name, uint64_t ino, 
 	snprintf(path, sizeof(path), "%s/%.32s", rc->shard, name);
 	r = pool_move_to_lost(rc->p, path, ino);
 	log_warn("scratch file %s %s; %s", path, why,
-		 r == 0 ? "it was moved to lost+found" : strerror(-r));
+	         r == 0 ? "it was moved to lost+found" : strerror(-r));
 	return r;
 }
 
@@ -490,7 +501,8 @@ static errint_t recover_file(void *ctx, const char *name, unsigned char type)
 {
 	struct recovery *rc = ctx;
 	struct pool *p = rc->p;
-	cleanup_fd int fd = sys_openat(rc->shard_fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
+	cleanup_fd int fd =
+	    sys_openat(rc->shard_fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
 	struct record rec;
 	struct scratch *s;
 	struct stat st;
@@ -499,7 +511,8 @@ static errint_t recover_file(void *ctx, const char *name, unsigned char type)
 	errint_t r;
 
 	if (fd < 0)
-		return set_cause_errno(rc->cause, fd, "cannot open scratch %s/%s", rc->shard, name);
+		return set_cause_errno(rc->cause, fd, "cannot open scratch %s/%s",
+		                       rc->shard, name);
 	r = sys_fstat(fd, &st);
 	if (r < 0)
 		return r;
@@ -507,18 +520,22 @@ static errint_t recover_file(void *ctx, const char *name, unsigned char type)
 		return move_aside(rc, name, 0, "is none of ours");
 	r = record_read(fd, &rec);
 	if (r == -ENODATA && st.st_size == 0)
-		return sys_unlinkat(rc->shard_fd, name, 0); /* stopped before its first record */
+		return sys_unlinkat(rc->shard_fd, name,
+		                    0); /* stopped before its first record */
 	if (r == -ENOTSUP)
-		return set_cause(rc->cause, r,
-				 "scratch %s/%s was written by a newer cellar; this one must not "
-				 "touch it",
-				 rc->shard, name);
+		return set_cause(
+		    rc->cause, r,
+		    "scratch %s/%s was written by a newer cellar; this one must not "
+		    "touch it",
+		    rc->shard, name);
 	if (r == -ENODATA || r == -EUCLEAN || (r == 0 && rec.ino != ino))
 		return move_aside(rc, name, ino, "has no valid record");
 	if (r < 0)
-		return set_cause_errno(rc->cause, r, "cannot read scratch %s/%s", rc->shard, name);
+		return set_cause_errno(rc->cause, r, "cannot read scratch %s/%s", rc->shard,
+		                       name);
 	if (rec.kind == RECORD_TAIL)
-		return move_aside(rc, name, ino, "is a tail, which this version cannot place");
+		return move_aside(rc, name, ino,
+		                  "is a tail, which this version cannot place");
 	HASH_FIND(hh, p->by_ino, &ino, sizeof(ino), s);
 	if (s)
 		return 0; /* made by recovery itself while the directory was read */
@@ -567,7 +584,8 @@ errint_t pool_recover(struct pool *p, char **cause)
 
 	for (unsigned i = 0; i < 256 && r == 0; i++) {
 		snprintf(rc.shard, sizeof(rc.shard), "%02x", i);
-		rc.shard_fd = sys_openat(p->scratch_fd, rc.shard, O_RDONLY | O_DIRECTORY, 0);
+		rc.shard_fd =
+		    sys_openat(p->scratch_fd, rc.shard, O_RDONLY | O_DIRECTORY, 0);
 		if (rc.shard_fd < 0) {
 			r = rc.shard_fd;
 			break;
@@ -583,10 +601,11 @@ errint_t pool_recover(struct pool *p, char **cause)
 			r = sys_fsync(p->place.dirfd);
 	}
 	if (r < 0)
-		return set_cause_errno(cause, r, "cannot recover the pool \"%s\"", p->place.path);
+		return set_cause_errno(cause, r, "cannot recover the pool \"%s\"",
+		                       p->place.path);
 	if (rc.taken > 0)
 		log_info("recovered %llu dirty files of an earlier run",
-			 (unsigned long long)rc.taken);
+		         (unsigned long long)rc.taken);
 	p->tree->on_new = met;
 	p->tree->on_new_ctx = p;
 	return 0;
@@ -660,7 +679,8 @@ static void give_up_waiting(struct pool *p)
 		struct scratch *s, *pick = NULL;
 
 		lock_take(&p->lock);
-		DL_FOREACH2(p->lru, s, lru_next) {
+		DL_FOREACH2(p->lru, s, lru_next)
+		{
 			if (!s->node && !s->busy && s->record.state == RECORD_DIRTY) {
 				pick = s;
 				pick->busy = true;
@@ -699,9 +719,10 @@ static void *search_main(void *arg)
 	if (w.whole)
 		give_up_waiting(p);
 	else
-		log_warn("not all of the store could be searched: %llu dirty scratch files keep "
-			 "waiting for their objects",
-			 (unsigned long long)atomic_load(&p->waiting));
+		log_warn(
+		    "not all of the store could be searched: %llu dirty scratch files keep "
+		    "waiting for their objects",
+		    (unsigned long long)atomic_load(&p->waiting));
 	return NULL;
 }
 

@@ -25,7 +25,7 @@ struct scratch_name scratch_name(uint64_t ino)
 	struct scratch_name n;
 
 	snprintf(n.s, sizeof(n.s), "%02x/%016llx", (unsigned)(ino & 0xff),
-		 (unsigned long long)ino);
+	         (unsigned long long)ino);
 	return n;
 }
 
@@ -170,10 +170,13 @@ static void put_row(struct pool *p, struct scratch *s)
 	struct catalog_scratch row = {
 	    .ino = s->ino,
 	    .dirty = s->record.state == RECORD_DIRTY,
-	    .pinned = s->pinned,
-	    .bytes = s->bytes,
 	};
 	struct timespec now = clock_now();
+
+	lock_take(&p->lock);
+	row.pinned = s->pinned;
+	row.bytes = s->bytes;
+	lock_drop(&p->lock);
 
 	row.last_use = (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 	catalog_scratch_put(p->catalog, &row);
@@ -251,7 +254,7 @@ void scratch_sample(struct pool *p, struct scratch *s)
 		r = sys_fstat(s->fd, &st);
 	else
 		r = sys_fstatat(p->scratch_fd, scratch_name(s->ino).s, &st,
-				AT_SYMLINK_NOFOLLOW);
+		                AT_SYMLINK_NOFOLLOW);
 	if (r < 0)
 		return; /* keeps what was known; the next look finds out */
 	s->size = (uint64_t)st.st_size;
@@ -284,7 +287,8 @@ static struct node *detach(struct pool *p, struct scratch *s)
 
 	if (n) {
 		lock_assert_held(&n->lock);
-		INVARIANT(n->scratch == s && !s->opens && !s->holds && !s->flushing); /* (S3) */
+		INVARIANT(n->scratch == s && !s->opens && !s->holds &&
+		          !s->flushing); /* (S3) */
 		n->scratch = NULL;
 	}
 	scratch_unregister(p, s);
@@ -323,9 +327,10 @@ errint_t pool_move_to_lost(struct pool *p, const char *scratch_file, uint64_t in
 		if (i == 0)
 			snprintf(name, sizeof(name), "%016llx", (unsigned long long)ino);
 		else
-			snprintf(name, sizeof(name), "%016llx-%u", (unsigned long long)ino, i);
+			snprintf(name, sizeof(name), "%016llx-%u", (unsigned long long)ino,
+			         i);
 		r = sys_renameat2(p->scratch_fd, scratch_file, p->lost_fd, name,
-				  RENAME_NOREPLACE);
+		                  RENAME_NOREPLACE);
 		if (r != -EEXIST)
 			break;
 	}
@@ -346,12 +351,12 @@ errint_t scratch_set_aside(struct pool *p, struct scratch *s, const char *why)
 	errint_t r = pool_move_to_lost(p, scratch_name(ino).s, ino);
 
 	if (r < 0) {
-		log_err("cannot move the scratch of \"%s\" (number %llu) to lost+found: %s", hint,
-			(unsigned long long)ino, strerror(-r));
+		log_err("cannot move the scratch of \"%s\" (number %llu) to lost+found: %s",
+		        hint, (unsigned long long)ino, strerror(-r));
 		return r;
 	}
 	log_warn("scratch of \"%s\" (number %llu) was moved to lost+found: %s", hint,
-		 (unsigned long long)ino, why);
+	         (unsigned long long)ino, why);
 	n = detach(p, s);
 	scratch_free(s);
 	catalog_scratch_delete(p->catalog, ino);

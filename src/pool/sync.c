@@ -98,7 +98,8 @@ errint_t sync_directories(struct pool *p, struct node *dir, int dirfd)
 		r = node_place(p->tree, d, &at);
 		rwlock_drop(&p->tree->ns);
 		if (r < 0) {
-			r = r == -ENOENT ? 0 : r; /* removed: nothing is left to be durable */
+			r = r == -ENOENT ? 0
+			                 : r; /* removed: nothing is left to be durable */
 			break;
 		}
 		r = store_sync_dir(at.dirfd);
@@ -174,7 +175,8 @@ static errint_t sync_begin(struct pool *p, struct scratch *s, struct sync_state 
 
 	memset(ret, 0, sizeof(*ret));
 	ret->s = s;
-	rwlock_wr(&s->gate); /* (G1): a write under way is counted but not yet in the file */
+	rwlock_wr(
+	    &s->gate); /* (G1): a write under way is counted but not yet in the file */
 	ret->gen = atomic_load(&s->gen);
 	rwlock_drop(&s->gate);
 	ret->fd = scratch_open_fd(p, s, O_RDONLY);
@@ -204,7 +206,7 @@ static void sync_failed(struct sync_state *y)
 /* node->lock held, data durable up to y->size. Writes the record where it has to say more;
  * *ret_again: it shrank meanwhile. */
 static errint_t sync_advance(struct pool *p, struct sync_state *y, bool *ret_wrote,
-			     bool *ret_again)
+                             bool *ret_again)
 {
 	struct scratch *s = y->s;
 	struct record before = s->record;
@@ -278,7 +280,8 @@ static errint_t sync_once(struct pool *p, struct node *n)
 		if (r < 0) {
 			lock_take(&n->lock);
 			if (n->scratch)
-				n->scratch->name_unsynced = n->scratch->attr_unsynced = true;
+				n->scratch->name_unsynced = n->scratch->attr_unsynced =
+				    true;
 			lock_drop(&n->lock);
 		}
 		return r;
@@ -336,7 +339,8 @@ errint_t pool_sync_before_rename(struct pool *p, struct node *n)
 
 static bool wants_sync(struct pool *p, struct scratch *s, uint64_t now)
 {
-	uint64_t since = MAX_OF(atomic_load(&s->dirty_since_ms), atomic_load(&s->last_sync_ms));
+	uint64_t since =
+	    MAX_OF(atomic_load(&s->dirty_since_ms), atomic_load(&s->last_sync_ms));
 
 	if (!s->is_dirty || !s->node || s->busy)
 		return false;
@@ -353,7 +357,8 @@ static size_t collect(struct pool *p, struct node **nodes)
 	size_t count = 0;
 
 	lock_take(&p->lock);
-	DL_FOREACH2(p->lru, s, lru_next) {
+	DL_FOREACH2(p->lru, s, lru_next)
+	{
 		if (count < HOUSE_BATCH && wants_sync(p, s, now)) {
 			node_ref(p->tree, s->node);
 			nodes[count++] = s->node;
@@ -433,5 +438,5 @@ void sync_house(struct pool *p)
 	}
 	if (r < 0)
 		log_err("background sync of the pool failed: %s; it is tried again in %s",
-			strerror(-r), text_duration(p->sync_ms).s);
+		        strerror(-r), text_duration(p->sync_ms).s);
 }

@@ -19,7 +19,8 @@
 #define FX_CHECK(cond)                                                                     \
 	do {                                                                               \
 		if (!(cond)) {                                                             \
-			(void)fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #cond); \
+			(void)fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__,   \
+			              #cond);                                              \
 			_exit(99);                                                         \
 		}                                                                          \
 	} while (0)
@@ -44,13 +45,13 @@ static inline errint_t fx_try_open(struct fixture *f, const char *dir)
 	FX_CHECK(r == 0);
 	FX_CHECK(store_get_pool(f->store, &remembered, &f->cause) == 0);
 	r = pool_place_open(path, &f->store->uuid, &remembered, f->o.new_pool, &place, NULL,
-			    &f->cause);
+	                    &f->cause);
 	if (r == 0) {
 		FX_CHECK(store_set_pool(f->store, &place.uuid, &f->cause) == 0);
 		FX_CHECK(catalog_open(place.dirfd, place.path, &place.uuid, &f->catalog,
-				      &rebuilt, &f->cause) == 0);
-		FX_CHECK(tree_open(f->store, f->catalog, &place.uuid, false, f->o.max_object,
-				   &f->tree, &f->cause) == 0);
+		                      &rebuilt, &f->cause) == 0);
+		FX_CHECK(tree_open(f->store, f->catalog, &place.uuid, false,
+		                   f->o.max_object, &f->tree, &f->cause) == 0);
 		r = pool_new(&place, f->tree, &f->o, &f->pool, &f->cause);
 		FX_CHECK(r == 0);
 		FX_CHECK(store_finish_intents(f->store, &f->cause) == 0);
@@ -127,8 +128,8 @@ static inline struct node *fx_create(struct fixture *f, const char *name)
 	return n;
 }
 
-static inline void fx_pwrite(struct fixture *f, struct node *n, const void *data, size_t len,
-			     uint64_t off)
+static inline void fx_pwrite(struct fixture *f, struct node *n, const void *data,
+                             size_t len, uint64_t off)
 {
 	ssize_t w;
 
@@ -140,7 +141,7 @@ static inline void fx_pwrite(struct fixture *f, struct node *n, const void *data
 
 /* Creates, writes, closes. */
 static inline struct node *fx_make(struct fixture *f, const char *name, const void *data,
-				   size_t len)
+                                   size_t len)
 {
 	struct node *n = fx_create(f, name);
 
@@ -179,7 +180,7 @@ static inline errint_t collect_sink(void *ctx, uint64_t off, const void *data, s
 
 /* Whether the object of that store name decodes to exactly this. */
 static inline bool fx_object_is(struct fixture *f, const char *stored, const void *data,
-				size_t len)
+                                size_t len)
 {
 	int fd = sys_openat(f->store->root_fd, stored, O_RDONLY, 0);
 	struct object object;

@@ -54,7 +54,8 @@ static void test_attributes_stay(void **state)
 	assert_int_equal(fstat(f.store->root_fd, &dir_after), 0);
 	assert_int_equal(fstatat(f.store->root_fd, "a.zst", &b, 0), 0);
 	assert_int_not_equal(a.st_ino, b.st_ino); /* replaced indeed */
-	assert_memory_equal(&dir_before.st_mtim, &dir_after.st_mtim, sizeof(struct timespec));
+	assert_memory_equal(&dir_before.st_mtim, &dir_after.st_mtim,
+	                    sizeof(struct timespec));
 	assert_int_equal(b.st_mode & 07777, 0751);
 	assert_int_equal(a.st_uid, b.st_uid);
 	assert_int_equal(a.st_gid, b.st_gid);
@@ -81,7 +82,8 @@ static void test_hard_links_are_copied_over(void **state)
 	fx_open(&f, h->path, true);
 	n = fx_make(&f, "a", text, 5000);
 	fx_flush(&f);
-	assert_int_equal(linkat(f.store->root_fd, "a.zst", f.store->root_fd, "b.zst", 0), 0);
+	assert_int_equal(linkat(f.store->root_fd, "a.zst", f.store->root_fd, "b.zst", 0),
+	                 0);
 	node_add_name(f.tree, n, f.tree->root, "b.zst");
 	rewrite(&f, n, text + 100, 9000);
 	fx_flush(&f);
@@ -248,12 +250,14 @@ static void test_failure_is_kept_and_retried(void **state)
 		rewrite(&f, n, text + i, 6000);
 		log_set_level(LOG_LEVEL_ERR - 1);
 		assert_true(fault_set(spec));
-		assert_int_equal(pool_flush(f.pool, NULL, 0, NULL, count_failure, &failures), -EIO);
+		assert_int_equal(
+		    pool_flush(f.pool, NULL, 0, NULL, count_failure, &failures), -EIO);
 		assert_true(fault_fired());
 		assert_int_equal(failures, 1);
 		assert_true(fx_state(&f, n).dirty);
-		assert_true(fx_object_is(&f, "a.zst", i ? text + i - 1 : text, i ? 6000 : 5000) ||
-			    fx_object_is(&f, "a.zst", text + i, 6000));
+		assert_true(
+		    fx_object_is(&f, "a.zst", i ? text + i - 1 : text, i ? 6000 : 5000) ||
+		    fx_object_is(&f, "a.zst", text + i, 6000));
 		assert_true(fault_set(""));
 		log_set_level(LOG_LEVEL_ERR);
 		fx_flush(&f);
@@ -351,14 +355,10 @@ static void test_many_files_below_a_limit(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    T(test_attributes_stay),
-	    T(test_hard_links_are_copied_over),
-	    T(test_conflict_keeps_both),
-	    T(test_object_gone_is_made_again),
-	    T(test_plain_file_becomes_object),
-	    T(test_failure_is_kept_and_retried),
-	    T(test_written_all_the_time),
-	    T(test_many_files_below_a_limit),
+	    T(test_attributes_stay),           T(test_hard_links_are_copied_over),
+	    T(test_conflict_keeps_both),       T(test_object_gone_is_made_again),
+	    T(test_plain_file_becomes_object), T(test_failure_is_kept_and_retried),
+	    T(test_written_all_the_time),      T(test_many_files_below_a_limit),
 	};
 
 	return cmocka_run_group_tests_name("flush", tests, NULL, NULL);

@@ -21,7 +21,8 @@ static void test_life_of_a_file(void **state)
 	fx_open(&f, h->path, true);
 	n = fx_make(&f, "a.log", text, sizeof(text));
 	assert_true(fx_state(&f, n).dirty);
-	assert_int_equal(pool_evict(f.pool, n), -EAGAIN); /* (E1) nothing dirty is evicted */
+	assert_int_equal(pool_evict(f.pool, n),
+	                 -EAGAIN); /* (E1) nothing dirty is evicted */
 	fx_flush(&f);
 	assert_true(fx_object_is(&f, "a.log.zst", text, sizeof(text)));
 	assert_false(fx_state(&f, n).dirty);
@@ -82,7 +83,8 @@ static void test_partial_hydration(void **state)
 	assert_int_equal(pool_evict(f.pool, n), 0);
 	frames = counter_get(COUNTER_FRAMES_DECODED);
 	assert_int_equal(pool_open_file(f.pool, n, POOL_READ), 0);
-	assert_int_equal(counter_get(COUNTER_FRAMES_DECODED), frames); /* opened, nothing decoded */
+	assert_int_equal(counter_get(COUNTER_FRAMES_DECODED),
+	                 frames); /* opened, nothing decoded */
 	assert_int_equal(scratch_ready(n, len - 100, 100), -EAGAIN);
 	assert_int_equal(scratch_hydrate(f.pool, n, len - 100, 100), 0);
 	assert_int_equal(counter_get(COUNTER_FRAMES_DECODED), frames + 1);
@@ -90,7 +92,8 @@ static void test_partial_hydration(void **state)
 	assert_int_equal(scratch_ready(n, 0, 1), -EAGAIN);
 	assert_int_equal(pread(scratch_fd(n), piece, 100, (off_t)len - 100), 100);
 	assert_memory_equal(piece, big + len - 100, 100);
-	assert_int_equal(pool_lseek(f.pool, n, 10, SEEK_DATA), 10); /* never called a hole */
+	assert_int_equal(pool_lseek(f.pool, n, 10, SEEK_DATA),
+	                 10); /* never called a hole */
 	assert_int_equal(pool_lseek(f.pool, n, 10, SEEK_HOLE), (off_t)len);
 	pool_close_file(f.pool, n, POOL_READ);
 	/* Writing needs all of it first (H3). */
@@ -238,9 +241,9 @@ static void test_wrong_pool_is_refused(void **state)
 		char *path = xasprintf("%s/pool", h->path), *cause = NULL;
 		struct uuid none = {{0}};
 
-		assert_int_equal(pool_place_open(path, &f.store->uuid, &none, false, &place, NULL,
-						 &cause),
-				 -EBUSY);
+		assert_int_equal(pool_place_open(path, &f.store->uuid, &none, false, &place,
+		                                 NULL, &cause),
+		                 -EBUSY);
 		assert_non_null(strstr(cause, "pid "));
 		free(cause);
 		free(path);

@@ -58,7 +58,7 @@ static void test_layout(void **state)
 
 	record_pack(&r, buf);
 	assert_memory_equal(buf, "CLRR\1\0\1\0", 8);
-	assert_int_equal(buf[8], 0x88);  /* ino, little-endian */
+	assert_int_equal(buf[8], 0x88); /* ino, little-endian */
 	assert_int_equal(buf[15], 0x11);
 	assert_int_equal(buf[16], 7);    /* ask */
 	assert_int_equal(buf[24], 0xb0); /* boot */

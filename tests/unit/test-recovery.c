@@ -18,8 +18,8 @@ static int setup(void **state)
 struct run {
 	const char *dir, *boot;
 	void (*work)(struct fixture *f);
-	bool close;  /* a clean end */
-	bool start;  /* with flushers */
+	bool close; /* a clean end */
+	bool start; /* with flushers */
 };
 
 static void run_child(void *arg)
@@ -36,8 +36,8 @@ static void run_child(void *arg)
 		fx_close(&f);
 }
 
-static void run(struct harness *h, const char *boot, void (*work)(struct fixture *f), bool start,
-		bool close_it)
+static void run(struct harness *h, const char *boot, void (*work)(struct fixture *f),
+                bool start, bool close_it)
 {
 	struct run r = {h->path, boot, work, close_it, start};
 	char *err;
@@ -79,7 +79,8 @@ static void write_some(struct fixture *f)
 
 static void see_some(struct fixture *f)
 {
-	struct node *a = must_find(f, "a"), *o = must_find(f, "open"), *e = must_find(f, "empty");
+	struct node *a = must_find(f, "a"), *o = must_find(f, "open"),
+	            *e = must_find(f, "empty");
 
 	FX_CHECK(fx_state(f, a).dirty);
 	FX_CHECK(fx_holds(f, a, text, 50000));
@@ -284,7 +285,8 @@ static void damage_record(struct harness *h, bool remove)
 		if (remove)
 			assert_int_equal(sys_fremovexattr(fd, RECORD_XATTR), 0);
 		else
-			assert_int_equal(sys_fsetxattr(fd, RECORD_XATTR, "CLRRgarbage", 11, 0), 0);
+			assert_int_equal(
+			    sys_fsetxattr(fd, RECORD_XATTR, "CLRRgarbage", 11, 0), 0);
 		(void)close(fd);
 	}
 }
@@ -344,7 +346,8 @@ static void test_moved_behind_us_is_found(void **state)
 
 	run(h, BOOT_1, one_flushed_and_dirty, true, false);
 	assert_int_equal(mkdirat(h->dirfd, "store/d", 0755), 0);
-	assert_int_equal(renameat(h->dirfd, "store/a.zst", h->dirfd, "store/d/moved.zst"), 0);
+	assert_int_equal(renameat(h->dirfd, "store/a.zst", h->dirfd, "store/d/moved.zst"),
+	                 0);
 	run(h, BOOT_1, see_moved, true, true);
 }
 
@@ -412,8 +415,8 @@ static void test_foreign_object_meanwhile(void **state)
 	assert_int_equal(mkdirat(h->dirfd, "other", 0700), 0);
 	run(&other, BOOT_1, foreign_object, true, true);
 	run(h, BOOT_1, one_flushed_and_dirty, true, false);
-	assert_int_equal(
-	    renameat(h->dirfd, "other/store/a.zst", h->dirfd, "store/a.zst"), 0);
+	assert_int_equal(renameat(h->dirfd, "other/store/a.zst", h->dirfd, "store/a.zst"),
+	                 0);
 	run(h, BOOT_1, see_both, true, true);
 }
 
