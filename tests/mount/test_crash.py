@@ -262,6 +262,32 @@ def test_object_moved_in_the_store_after_kill(box):
     check_store(c, ["elsewhere/g"])
 
 
+@pytest.mark.parametrize("flushed", [False, True])
+def test_kill_between_a_rename_and_its_hint(box, flushed):
+    """The store's rename over a dirty file is done, the path hint is not yet rewritten: what
+    was renamed is the file now; what it replaced does not come back under its name."""
+    c = box.cellar(writeback_delay="1h").start()
+    for name in ("a", "b"):
+        c.write(name, text(30 * KIB, ord(name)))
+    if flushed:
+        c.flush()
+    for name in ("a", "b"):
+        with open(c.path(name), "ab") as f:
+            f.write(b"dirty " + name.encode())
+    c.kill9()
+    os.rename(c.object_path("a"), c.object_path("b"))  # what the dead daemon's rename did
+    c.expect("lost.found")
+    c.lost_expected = True
+    c.start()
+    want = text(30 * KIB, ord("a")) + b"dirty a"
+    wait_for(lambda: c.read("b") == want, 30, "the scratch to find its object")
+    c.flush()
+    assert os.listdir(c.mnt) == ["b"], "no conflict: nobody else was here"
+    assert c.stored("b") == want
+    c.remount()
+    assert c.read("b") == want
+
+
 def test_another_boot_trusts_only_what_was_synced(box):
     """CELLAR_BOOT_ID stands for a reboot: fsynced content is there, old objects are whole."""
     c = box.cellar(writeback_delay="1h", sync_interval="1h")
