@@ -1,4 +1,4 @@
-/* Little-endian numbers in byte buffers, as all formats of this layer have them. */
+/* Little-endian numbers in byte buffers, as all formats of cellar have them. */
 #ifndef CELLAR_CODEC_LITTLE_H
 #define CELLAR_CODEC_LITTLE_H
 

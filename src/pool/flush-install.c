@@ -26,18 +26,15 @@
  * moment. */
 static int open_target(int dirfd, const char *name, const struct stat *st)
 {
-	int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOATIME, path_fd;
-	int fd = sys_openat(dirfd, name, flags, 0);
+	int fd = store_open_object(dirfd, name), path_fd;
 
-	if (fd == -EPERM)
-		fd = sys_openat(dirfd, name, flags & ~O_NOATIME, 0);
 	if (fd != -EACCES || st->st_uid != geteuid())
 		return fd;
 	path_fd = sys_openat(dirfd, name, O_PATH | O_NOFOLLOW, 0);
 	if (path_fd < 0)
 		return fd;
 	if (chmod(fd_path(path_fd).s, (st->st_mode & 07777) | S_IRUSR) == 0) {
-		fd = sys_openat(dirfd, name, flags, 0);
+		fd = store_open_object(dirfd, name);
 		(void)chmod(fd_path(path_fd).s, st->st_mode & 07777);
 	}
 	(void)sys_close(path_fd);

@@ -60,12 +60,9 @@ static void note_change(struct scratch *s)
 
 static int open_object(int dirfd, const char *name, struct stat *st)
 {
-	int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOATIME;
-	int fd = sys_openat(dirfd, name, flags, 0);
+	int fd = store_open_object(dirfd, name);
 	errint_t r;
 
-	if (fd == -EPERM)
-		fd = sys_openat(dirfd, name, flags & ~O_NOATIME, 0);
 	if (fd < 0)
 		return fd;
 	r = sys_fstat(fd, st);

@@ -3,64 +3,47 @@
  */
 #include "pool/record.h"
 
-#include <endian.h>
 #include <string.h>
 #include <sys/xattr.h>
 
 #include <xxhash.h>
 
 #include "base/sysio.h"
+#include "codec/little.h"
 
 #define RECORD_VERSION  1
 #define HINT_MAX        3072 /* fits beside the record on every filesystem that we know */
 #define CHECKSUM_OFFSET (RECORD_LEN - 8)
 
-static void put16(uint8_t **p, uint16_t v)
+/* A position in the record; each call moves it on. */
+static void put_u16(uint8_t **p, uint16_t v)
 {
-	v = htole16(v);
-	memcpy(*p, &v, sizeof(v));
+	put_le16(*p, v);
 	*p += sizeof(v);
 }
 
-static void put32(uint8_t **p, uint32_t v)
+static void put_u32(uint8_t **p, uint32_t v)
 {
-	v = htole32(v);
-	memcpy(*p, &v, sizeof(v));
+	put_le32(*p, v);
 	*p += sizeof(v);
 }
 
-static void put64(uint8_t **p, uint64_t v)
+static void put_u64(uint8_t **p, uint64_t v)
 {
-	v = htole64(v);
-	memcpy(*p, &v, sizeof(v));
+	put_le64(*p, v);
 	*p += sizeof(v);
 }
 
-static uint16_t get16(const uint8_t **p)
+static uint32_t take_u32(const uint8_t **p)
 {
-	uint16_t v;
-
-	memcpy(&v, *p, sizeof(v));
-	*p += sizeof(v);
-	return le16toh(v);
+	*p += sizeof(uint32_t);
+	return get_le32(*p - sizeof(uint32_t));
 }
 
-static uint32_t get32(const uint8_t **p)
+static uint64_t take_u64(const uint8_t **p)
 {
-	uint32_t v;
-
-	memcpy(&v, *p, sizeof(v));
-	*p += sizeof(v);
-	return le32toh(v);
-}
-
-static uint64_t get64(const uint8_t **p)
-{
-	uint64_t v;
-
-	memcpy(&v, *p, sizeof(v));
-	*p += sizeof(v);
-	return le64toh(v);
+	*p += sizeof(uint64_t);
+	return get_le64(*p - sizeof(uint64_t));
 }
 
 void record_pack(const struct record *r, uint8_t ret[RECORD_LEN])
@@ -69,25 +52,25 @@ void record_pack(const struct record *r, uint8_t ret[RECORD_LEN])
 
 	memcpy(p, "CLRR", 4);
 	p += 4;
-	put16(&p, RECORD_VERSION);
+	put_u16(&p, RECORD_VERSION);
 	*p++ = (uint8_t)r->state;
 	*p++ = (uint8_t)r->kind;
-	put64(&p, r->ino);
-	put64(&p, r->ask);
+	put_u64(&p, r->ino);
+	put_u64(&p, r->ask);
 	memcpy(p, r->boot.b, sizeof(r->boot.b));
 	p += sizeof(r->boot.b);
-	put64(&p, r->base.ident.w[0]);
-	put64(&p, r->base.ident.w[1]);
-	put64(&p, r->base.stored_size);
-	put64(&p, r->base.trailer_hash[0]);
-	put64(&p, r->base.trailer_hash[1]);
-	put64(&p, r->seq);
-	put64(&p, r->sync_seq);
-	put64(&p, r->sync_size);
-	put64(&p, (uint64_t)(int64_t)r->ctime.tv_sec);
-	put32(&p, (uint32_t)r->ctime.tv_nsec);
-	put32(&p, r->flags);
-	put64(&p, XXH64(ret, CHECKSUM_OFFSET, 0));
+	put_u64(&p, r->base.ident.w[0]);
+	put_u64(&p, r->base.ident.w[1]);
+	put_u64(&p, r->base.stored_size);
+	put_u64(&p, r->base.trailer_hash[0]);
+	put_u64(&p, r->base.trailer_hash[1]);
+	put_u64(&p, r->seq);
+	put_u64(&p, r->sync_seq);
+	put_u64(&p, r->sync_size);
+	put_u64(&p, (uint64_t)(int64_t)r->ctime.tv_sec);
+	put_u32(&p, (uint32_t)r->ctime.tv_nsec);
+	put_u32(&p, r->flags);
+	put_u64(&p, XXH64(ret, CHECKSUM_OFFSET, 0));
 	INVARIANT(p == ret + RECORD_LEN);
 }
 
@@ -98,28 +81,29 @@ errint_t record_unpack(const uint8_t *buf, size_t len, struct record *ret)
 
 	if (len != RECORD_LEN || memcmp(p, "CLRR", 4) != 0)
 		return -EUCLEAN;
-	if (get64(&end) != XXH64(buf, CHECKSUM_OFFSET, 0))
+	if (get_le64(end) != XXH64(buf, CHECKSUM_OFFSET, 0))
 		return -EUCLEAN;
 	p += 4;
-	if (get16(&p) != RECORD_VERSION)
+	if (get_le16(p) != RECORD_VERSION)
 		return -ENOTSUP;
+	p += 2;
 	r.state = *p++;
 	r.kind = *p++;
-	r.ino = get64(&p);
-	r.ask = get64(&p);
+	r.ino = take_u64(&p);
+	r.ask = take_u64(&p);
 	memcpy(r.boot.b, p, sizeof(r.boot.b));
 	p += sizeof(r.boot.b);
-	r.base.ident.w[0] = get64(&p);
-	r.base.ident.w[1] = get64(&p);
-	r.base.stored_size = get64(&p);
-	r.base.trailer_hash[0] = get64(&p);
-	r.base.trailer_hash[1] = get64(&p);
-	r.seq = get64(&p);
-	r.sync_seq = get64(&p);
-	r.sync_size = get64(&p);
-	r.ctime.tv_sec = (time_t)(int64_t)get64(&p);
-	r.ctime.tv_nsec = get32(&p);
-	r.flags = get32(&p);
+	r.base.ident.w[0] = take_u64(&p);
+	r.base.ident.w[1] = take_u64(&p);
+	r.base.stored_size = take_u64(&p);
+	r.base.trailer_hash[0] = take_u64(&p);
+	r.base.trailer_hash[1] = take_u64(&p);
+	r.seq = take_u64(&p);
+	r.sync_seq = take_u64(&p);
+	r.sync_size = take_u64(&p);
+	r.ctime.tv_sec = (time_t)(int64_t)take_u64(&p);
+	r.ctime.tv_nsec = take_u32(&p);
+	r.flags = take_u32(&p);
 	if (r.state > RECORD_DIRTY || r.kind > RECORD_TAIL ||
 	    r.ctime.tv_nsec >= 1000000000L || r.sync_size > INT64_MAX || r.sync_seq > r.seq)
 		return -EUCLEAN;

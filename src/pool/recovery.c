@@ -84,9 +84,7 @@ static int open_path(struct pool *p, const char *path, int *ret_dirfd)
 	dirfd = store_open_dir(p->store, slash ? copy : "", O_RDONLY);
 	if (dirfd < 0)
 		return dirfd == -ENOTDIR ? -ENOENT : dirfd;
-	fd = sys_openat(dirfd, base, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOATIME, 0);
-	if (fd == -EPERM)
-		fd = sys_openat(dirfd, base, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
+	fd = store_open_object(dirfd, base);
 	if (fd == -ELOOP || fd == -ENXIO)
 		fd = -ENOENT;
 	if (fd >= 0) {

@@ -570,6 +570,14 @@ int store_open_at(int dirfd, const char *store_name, int flags)
 	return sys_openat2(dirfd, store_name, flags, 0600, RESOLVE_RULES);
 }
 
+int store_open_object(int dirfd, const char *store_name)
+{
+	const int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK;
+	int fd = store_open_at(dirfd, store_name, flags | O_NOATIME);
+
+	return fd == -EPERM ? store_open_at(dirfd, store_name, flags) : fd;
+}
+
 struct walk_entry {
 	char *name;
 	unsigned char type;

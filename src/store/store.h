@@ -74,6 +74,9 @@ errint_t store_new_ino(struct store *s, uint64_t *ret);
 int store_open_dir(struct store *s, const char *path, int flags);
 /* One component below an open directory; same rules. What O_CREAT makes is 0600. */
 int store_open_at(int dirfd, const char *store_name, int flags);
+/* A file of the store for reading: never a link, never waits (fifos), its atime left alone where
+ * this process may ask for that (only its owner). */
+int store_open_object(int dirfd, const char *store_name);
 
 /* Every entry at or below store_path ("" = all) that is no directory: the entries of a
  * directory by name, then its subdirectories by name. .cellar is left out; what vanishes

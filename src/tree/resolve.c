@@ -49,15 +49,6 @@ struct trailer {
 	uint64_t dead_bytes;
 };
 
-static int open_object(int dirfd, const char *store_name)
-{
-	int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK;
-	int fd = store_open_at(dirfd, store_name, flags | O_NOATIME);
-
-	/* Only the owner may leave the atime alone. */
-	return fd == -EPERM ? store_open_at(dirfd, store_name, flags) : fd;
-}
-
 static void note_object(struct trailer *r, const struct object *o)
 {
 	r->kind = o->kind;
@@ -80,7 +71,7 @@ static errint_t read_trailer(int dirfd, const char *store_name, const struct ide
                              struct trailer *ret, char **cause)
 {
 	struct trailer r = {.kind = OBJECT_FOREIGN, .logical_size = OBJECT_SIZE_UNKNOWN};
-	cleanup_fd int fd = open_object(dirfd, store_name);
+	cleanup_fd int fd = store_open_object(dirfd, store_name);
 	struct object o;
 	errint_t err;
 
@@ -752,7 +743,7 @@ static errint_t open_unsized(struct tree *t, struct node *n, int *ret_fd,
 	if (!err)
 		err = resolve_info(t, n, place.dirfd, place.store_name.s, ret_st, cause);
 	if (!err && n->info.logical_size == OBJECT_SIZE_UNKNOWN) {
-		fd = open_object(place.dirfd, place.store_name.s);
+		fd = store_open_object(place.dirfd, place.store_name.s);
 		err = fd < 0 ? fd : sys_fstat(fd, ret_st);
 	}
 	*ret_ident = n->ident;

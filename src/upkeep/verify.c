@@ -57,15 +57,6 @@ static errint_t count_bytes(void *ctx, uint64_t off, const void *data, size_t le
 	return is_stopped(f->v) ? -EINTR : 0;
 }
 
-static int open_to_read(int dirfd, const char *name)
-{
-	const int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK;
-	int fd = store_open_at(dirfd, name, flags | O_NOATIME);
-
-	/* Only the owner may ask for O_NOATIME. */
-	return fd == -EPERM ? store_open_at(dirfd, name, flags) : fd;
-}
-
 static void found_damage(struct finding *f, errint_t err, char *cause)
 {
 	f->what = FOUND_DAMAGE;
@@ -133,7 +124,7 @@ static errint_t still_there(int dirfd, const char *name, int fd, const struct st
  * that has changed; else what stops the walk. */
 static errint_t look(int dirfd, const char *name, struct finding *f)
 {
-	cleanup_fd int fd = open_to_read(dirfd, name);
+	cleanup_fd int fd = store_open_object(dirfd, name);
 	struct stat before;
 	errint_t err = fd < 0 ? fd : sys_fstat(fd, &before);
 
