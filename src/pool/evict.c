@@ -208,8 +208,6 @@ void evict_house(struct pool *p)
 		low = below_mark(&space, 2);
 	}
 	lock_take(&p->lock);
-	if (atomic_load(&p->no_space) && !stop)
-		stop = below_mark(&space, 2) && stop;
 	atomic_store(&p->no_space, stop);
 	evict_measure(p);
 	if (p->bytes > p->limit_bytes)

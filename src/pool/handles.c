@@ -441,6 +441,19 @@ static void give_up(struct pool *p, struct node *n)
 		(void)scratch_destroy(p, s);
 }
 
+/* A cold file will take room in the pool; what is warm opens however full it is. */
+static errint_t wait_for_room(struct pool *p, struct node *n, bool wait)
+{
+	bool cold;
+
+	if (!atomic_load_explicit(&p->full, memory_order_relaxed))
+		return 0;
+	lock_take(&n->lock);
+	cold = !n->scratch;
+	lock_drop(&n->lock);
+	return cold ? evict_throttle(p, wait) : 0;
+}
+
 static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool wait)
 {
 	struct scratch *s;
@@ -449,7 +462,7 @@ static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool w
 
 	if (!S_ISREG(n->type))
 		return -EINVAL;
-	r = evict_throttle(p, wait);
+	r = wait_for_room(p, n, wait);
 	if (r < 0)
 		return r;
 	rwlock_rd(&p->tree->ns);
@@ -515,10 +528,12 @@ errint_t pool_prepare_new(struct pool *p, uint64_t ino, const char *store_path,
                           struct new_scratch **ret)
 {
 	struct scratch *s;
-	errint_t r = evict_throttle(p, true);
+	errint_t r;
 
-	if (r < 0)
-		return r;
+	/* Called under the directory's lock, which flushers need to make room: no waiting. An
+	 * empty file takes none; its writer waits where it writes. */
+	if (atomic_load(&p->no_space))
+		return -ENOSPC;
 	s = scratch_alloc(p, ino);
 	r = s->fd = scratch_create_file(p, ino);
 	if (r >= 0) {
