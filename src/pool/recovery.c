@@ -276,6 +276,25 @@ static void fill_times(struct pool *p, struct scratch *s)
 	atomic_store(&s->last_write_ns, t.tv_sec * 1000000000LL + t.tv_nsec);
 }
 
+/* (R2) for an object that is elsewhere: a look-up that meets its identity must come to the same
+ * number, also where the row was lost. The mtime does not match: size and kind are read anew. */
+static void pin_number_of_base(struct pool *p, const struct scratch *s)
+{
+	struct catalog_file row;
+
+	if (ident_is_none(&s->record.base.ident) ||
+	    catalog_file_get(p->catalog, &s->record.base.ident, &row))
+		return;
+	memset(&row, 0, sizeof(row));
+	row.ident = s->record.base.ident;
+	row.ino = s->ino;
+	row.type = S_IFREG;
+	row.kind = s->record.flags & RECORD_NEW ? OBJECT_EMPTY : OBJECT_SEEKABLE;
+	row.logical_size = OBJECT_SIZE_UNKNOWN;
+	row.stored_size = s->record.base.stored_size;
+	catalog_file_put(p->catalog, &row);
+}
+
 static void make_waiting(struct pool *p, struct scratch *s)
 {
 	cleanup_free char *hint = text_escape(s->hint);
@@ -283,6 +302,7 @@ static void make_waiting(struct pool *p, struct scratch *s)
 	log_info("the object of a dirty scratch (number %llu) is not at \"%s\"; it is "
 	         "looked for",
 	         (unsigned long long)s->ino, hint);
+	pin_number_of_base(p, s);
 	scratch_register(p, s);
 	fill_times(p, s);
 	atomic_fetch_add(&p->waiting, 1);
