@@ -113,6 +113,57 @@ static bool mountinfo_parse(char *line, struct mount_entry *ret)
 	return true;
 }
 
+static bool mounts_has(const struct mounts *m, int id)
+{
+	bool found = false;
+
+	for (size_t i = 0; i < m->count && !found; i++)
+		found = m->entries[i].id == id;
+	return found;
+}
+
+static const struct mount_entry *mounts_root(const struct mounts *m)
+{
+	for (size_t i = 0; i < m->count; i++) {
+		const struct mount_entry *e = &m->entries[i];
+
+		if (strcmp(e->mountpoint, "/") == 0 &&
+		    (e->id == e->parent || !mounts_has(m, e->parent)))
+			return e;
+	}
+	return NULL;
+}
+
+static struct mount_entry *mounts_add(struct mounts *m)
+{
+	if (m->count == m->allocated) {
+		m->allocated = m->allocated ? 2 * m->allocated : 64;
+		m->entries = xrealloc(m->entries, m->allocated * sizeof(*m->entries));
+	}
+	return &m->entries[m->count];
+}
+
+/* In a chroot whose root is no mount point the table has no "/": the mounts that are seen
+ * hang from one that is not. */
+static void mounts_add_unseen_root(struct mounts *m)
+{
+	struct mount_entry *e;
+	size_t i = 0;
+
+	while (i < m->count && mounts_has(m, m->entries[i].parent))
+		i++;
+	if (i == m->count || mounts_root(m))
+		return;
+	e = mounts_add(m);
+	memset(e, 0, sizeof(*e));
+	e->id = m->entries[i].parent;
+	e->parent = -1;
+	e->root = xstrdup("/");
+	e->mountpoint = xstrdup("/");
+	e->source = xstrdup("");
+	m->count++;
+}
+
 static errint_t mounts_read(struct mounts *ret)
 {
 	FILE *f = fopen(MOUNTINFO, "re");
@@ -123,16 +174,12 @@ static errint_t mounts_read(struct mounts *ret)
 	if (!f)
 		return -errno;
 	while (getline(&line, &size, f) >= 0) {
-		if (ret->count == ret->allocated) {
-			ret->allocated = ret->allocated ? 2 * ret->allocated : 64;
-			ret->entries =
-			    xrealloc(ret->entries, ret->allocated * sizeof(*ret->entries));
-		}
-		if (mountinfo_parse(line, &ret->entries[ret->count]))
+		if (mountinfo_parse(line, mounts_add(ret)))
 			ret->count++;
 	}
 	free(line);
 	fclose(f);
+	mounts_add_unseen_root(ret);
 	return 0;
 }
 
@@ -144,20 +191,6 @@ static bool path_is_below(const char *path, const char *dir)
 	if (strcmp(dir, "/") == 0)
 		return true;
 	return strncmp(path, dir, len) == 0 && (path[len] == '\0' || path[len] == '/');
-}
-
-static const struct mount_entry *mounts_root(const struct mounts *m)
-{
-	for (size_t i = 0; i < m->count; i++) {
-		const struct mount_entry *e = &m->entries[i];
-		bool has_parent = false;
-
-		for (size_t k = 0; k < m->count && !has_parent; k++)
-			has_parent = k != i && m->entries[k].id == e->parent;
-		if (!has_parent && strcmp(e->mountpoint, "/") == 0)
-			return e;
-	}
-	return NULL;
 }
 
 /* The mount that a canonical path lies in. */
