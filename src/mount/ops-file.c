@@ -229,7 +229,6 @@ static errint_t create_regular(struct creation *c)
 	if (err)
 		return err;
 	hint = new_hint(m->tree, c->dir, r->name);
-	/* No lock is held: a pool past its stop mark lets its writers wait here. */
 	err = pool_prepare_new(m->pool, c->ino, hint, &c->scratch);
 	if (err)
 		return err;

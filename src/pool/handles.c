@@ -530,8 +530,8 @@ errint_t pool_prepare_new(struct pool *p, uint64_t ino, const char *store_path,
 	struct scratch *s;
 	errint_t r;
 
-	/* Called under the directory's lock, which flushers need to make room: no waiting. An
-	 * empty file takes none; its writer waits where it writes. */
+	/* May run on a loop thread: no waiting. An empty file takes no room; its writer waits where
+	 * it writes. */
 	if (atomic_load(&p->no_space))
 		return -ENOSPC;
 	s = scratch_alloc(p, ino);
