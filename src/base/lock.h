@@ -6,7 +6,7 @@
  * class: only LOCK_NODE, directories before files, two directories by ascending inode
  * number (tree/node.h: node_lock_pair).
  *
- *   OK:    lock_rd(&tree->ns); lock_take(&dir->lock); lock_take(&file->lock);
+ *   OK:    rwlock_rd(&tree->ns); lock_take(&dir->lock); lock_take(&file->lock);
  *   OK:    lock_take(&file->lock); lock_take(&pool->lock);
  *   ERROR: lock_take(&pool->lock); lock_take(&file->lock);
  *

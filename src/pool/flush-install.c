@@ -352,7 +352,6 @@ static errint_t install_copy_over(struct pool *p, struct job *j)
 /* The rename of a plain file's object is done: the plain name goes. */
 static errint_t drop_plain_name(struct pool *p, struct job *j)
 {
-	cleanup_free char *path = NULL;
 	errint_t r;
 
 	step("flush.ingested");
@@ -362,10 +361,7 @@ static errint_t drop_plain_name(struct pool *p, struct job *j)
 	node_add_name(p->tree, j->n, j->at.parent, j->install_name.s);
 	node_remove_name(p->tree, j->n, j->at.parent, j->at.store_name.s);
 	j->n->plain = false;
-	path = node_store_path(p->tree, j->n);
-	(void)record_write_hint(j->in_fd, path);
-	free(j->s->hint);
-	j->s->hint = steal_pointer(&path);
+	scratch_write_hint(p, j->s);
 	return 0;
 }
 

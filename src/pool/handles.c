@@ -198,15 +198,7 @@ void scratch_adopt_earlier(struct pool *p, struct node *n)
 	scratch_attach(p, s, n);
 	waited = s->record.state == RECORD_DIRTY;
 	if (waited) {
-		char *path = node_store_path(p->tree, n);
-		int fd = scratch_open_fd(p, s, O_RDONLY);
-
-		if (fd >= 0) {
-			(void)record_write_hint(fd, path);
-			(void)sys_close(fd);
-		}
-		free(s->hint);
-		s->hint = path;
+		scratch_write_hint(p, s);
 		(void)scratch_record(p, s);
 		scratch_mirror(p, s);
 		flush_queue(p, s, p->writeback_ms, false);

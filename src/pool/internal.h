@@ -170,6 +170,9 @@ int scratch_create_file(struct pool *p, uint64_t ino);
 int scratch_open_fd(struct pool *p, struct scratch *s, int flags);
 /* Writes s->record with the present boot id; node->lock held. */
 errint_t scratch_record(struct pool *p, struct scratch *s);
+/* Writes the path hint anew from the node's names. A failure costs a search after a crash, no
+ * more. node->lock held. */
+void scratch_write_hint(struct pool *p, struct scratch *s);
 /* clean -> dirty: the record says so before the first byte changes. node->lock held. */
 errint_t scratch_make_dirty(struct pool *p, struct scratch *s);
 /* Remembers size, mtime, blocks from the file, and accounts its bytes. node->lock held. */

@@ -15,27 +15,6 @@
 
 #define POOL_MAGIC "cellar-pool 1"
 
-static errint_t write_small_file(int dirfd, const char *name, const char *text)
-{
-	char tmp[NAME_MAX + 1];
-	errint_t r;
-	int fd;
-
-	snprintf(tmp, sizeof(tmp), "%s.tmp", name);
-	fd = sys_openat(dirfd, tmp, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0600);
-	if (fd < 0)
-		return fd;
-	r = full_pwrite(fd, text, strlen(text), 0);
-	if (r == 0)
-		r = sys_fsync(fd);
-	(void)sys_close(fd);
-	if (r == 0)
-		r = sys_renameat2(dirfd, tmp, dirfd, name, 0);
-	if (r == 0)
-		r = sys_fsync(dirfd);
-	return r;
-}
-
 /* -ENOENT: no such file; -EUCLEAN: it is no pool.self. */
 static errint_t read_pool_id(int dirfd, struct uuid *pool, struct uuid *store)
 {
@@ -63,7 +42,7 @@ static errint_t write_pool_id(int dirfd, const struct uuid *pool, const struct u
 
 	snprintf(text, sizeof(text), POOL_MAGIC "\nuuid %s\nstore %s\n",
 	         uuid_format(pool).s, uuid_format(store).s);
-	return write_small_file(dirfd, "pool.self", text);
+	return store_replace_text(dirfd, "pool.self", text);
 }
 
 static errint_t lock_pool(struct pool_place *pl, bool *ret_draining, char **cause)

@@ -210,22 +210,12 @@ void pool_close(struct pool *p)
 
 static void rewrite_hint(struct pool *p, struct node *n)
 {
-	cleanup_free char *path = NULL;
 	struct scratch *s;
-	int fd;
 
 	lock_take(&n->lock);
 	s = n->scratch;
-	if (s && s->record.state == RECORD_DIRTY && !s->doomed) {
-		path = node_store_path(p->tree, n);
-		fd = scratch_open_fd(p, s, O_RDONLY);
-		if (fd >= 0) {
-			(void)record_write_hint(fd, path); /* stale: a search finds it */
-			(void)sys_close(fd);
-		}
-		free(s->hint);
-		s->hint = steal_pointer(&path);
-	}
+	if (s && s->record.state == RECORD_DIRTY && !s->doomed)
+		scratch_write_hint(p, s);
 	if (s)
 		s->name_unsynced = true;
 	lock_drop(&n->lock);

@@ -203,6 +203,19 @@ errint_t scratch_record(struct pool *p, struct scratch *s)
 	return r;
 }
 
+void scratch_write_hint(struct pool *p, struct scratch *s)
+{
+	char *path = node_store_path(p->tree, s->node);
+	int fd = scratch_open_fd(p, s, O_RDONLY);
+
+	if (fd >= 0) {
+		(void)record_write_hint(fd, path);
+		(void)sys_close(fd);
+	}
+	free(s->hint);
+	s->hint = path;
+}
+
 errint_t scratch_make_dirty(struct pool *p, struct scratch *s)
 {
 	struct record before = s->record;

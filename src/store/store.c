@@ -88,8 +88,7 @@ static errint_t write_new_text(int dirfd, const char *name, const char *text)
 	return err ? err : err_close;
 }
 
-/* Old or new, and durable on return. */
-static errint_t replace_text(int dirfd, const char *name, const char *text)
+errint_t store_replace_text(int dirfd, const char *name, const char *text)
 {
 	cleanup_free char *tmp = xasprintf("%s.tmp", name);
 	errint_t err = write_new_text(dirfd, tmp, text);
@@ -110,7 +109,7 @@ static errint_t write_store_id(struct store *s, uint64_t next_ino)
 	cleanup_free char *text =
 	    xasprintf(STORE_ID_FORMAT, uuid_format(&s->uuid).s, next_ino);
 
-	return replace_text(s->private_fd, STORE_ID, text);
+	return store_replace_text(s->private_fd, STORE_ID, text);
 }
 
 /* Valid is what we would write for the same values, byte by byte. */
@@ -496,7 +495,7 @@ errint_t store_set_pool(struct store *s, const struct uuid *pool, char **cause)
 
 	INVARIANT(s->lock_fd >= 0);
 	lock_take(&s->lock);
-	err = replace_text(s->private_fd, POOL_ID, text);
+	err = store_replace_text(s->private_fd, POOL_ID, text);
 	lock_drop(&s->lock);
 	if (err)
 		set_cause_errno(cause, err, "cannot write \"%s/%s/%s\"", s->path,

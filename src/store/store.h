@@ -57,6 +57,10 @@ errint_t store_open(const char *path, unsigned flags, struct store **ret,
                     bool *ret_draining, char **cause);
 void store_close(struct store *s);
 
+/* A small text file in a private directory (0600), old or new at every instant and durable on return;
+ * NAME.tmp is used beside it. */
+errint_t store_replace_text(int dirfd, const char *name, const char *text);
+
 /* What the lock file says of us: "running", "draining". mountpoint may be NULL. */
 errint_t store_set_state(struct store *s, const char *state, const char *mountpoint);
 
