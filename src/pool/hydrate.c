@@ -33,6 +33,7 @@ void hydrate_free(struct hydration *h)
 		return;
 	object_close(&h->object);
 	(void)sys_close(h->fd);
+	framehash_free(h->frames);
 	free(h->state);
 	pthread_cond_destroy(&h->changed);
 	lock_clear(&h->lock);
@@ -65,6 +66,8 @@ errint_t hydrate_begin(struct pool *p, struct scratch *s, int fd, struct object 
 		return -ENOMEM;
 	}
 	h->missing = h->units;
+	if (object->kind == OBJECT_SEEKABLE)
+		h->frames = framehash_new(&object->table);
 	for (size_t i = 0; object->kind == OBJECT_SEEKABLE && i < h->units; i++) {
 		if (object->table.entries[i].logical_len == 0) {
 			h->state[i] = FRAME_VALID;
@@ -135,6 +138,8 @@ static errint_t decode_frame(struct scratch *s, struct hydration *h, size_t unit
 	if (!buf)
 		return -ENOMEM;
 	r = object_decode_frame(&h->object, unit, buf, cause);
+	if (r == 0 && h->frames)
+		framehash_take(h->frames, unit, buf);
 	if (r == 0)
 		r = full_pwrite(s->fd, buf, e->logical_len, (off_t)e->logical_off);
 	free(buf);
@@ -235,6 +240,7 @@ static errint_t hydrate_finish(struct pool *p, struct scratch *s)
 		return r;
 	}
 	s->hydration = NULL;
+	s->frames = steal_pointer(&h->frames);
 	atomic_store(&s->whole, true);
 	scratch_sample(p, s);
 	if (--h->users == 0)

@@ -23,6 +23,7 @@
 #include "base/steps.h"
 #include "base/sysio.h"
 #include "codec/object.h"
+#include "pool/framehash.h"
 #include "pool/pool.h"
 #include "pool/record.h"
 #include "tree/resolve.h"
@@ -43,7 +44,8 @@ struct hydration {
 	    users; /* threads inside hydrate_range(), + 1 for s->hydration; under node->lock */
 	size_t units; /* frames of a seekable object, else 1: the whole */
 	size_t missing;
-	uint8_t *state; /* enum frame_state, one a unit */
+	uint8_t *state;              /* enum frame_state, one a unit */
+	struct frame_hashes *frames; /* of a seekable object; NULL: no memory for them */
 };
 
 struct scratch {
@@ -65,6 +67,8 @@ struct scratch {
 	bool attr_unsynced; /* object's attributes may not be durable */
 	bool file_unsynced; /* the scratch file's own name may not be durable */
 	struct hydration *hydration; /* not NULL: clean and not whole */
+	struct frame_hashes *frames; /* of the base, hashed as they were hydrated; NULL:
+	                              * not known (an earlier run's, or a foreign base) */
 	uint64_t size;               /* while fd < 0 */
 	struct timespec mtime;       /* while fd < 0 */
 	uint64_t blocks;             /* st_blocks, while fd < 0 */

@@ -54,6 +54,7 @@ void scratch_free(struct scratch *s)
 		return;
 	INVARIANT(s->magic == SCRATCH_MAGIC && !s->opens && !s->holds && !s->queued);
 	hydrate_free(s->hydration);
+	framehash_free(s->frames);
 	if (s->fd >= 0)
 		(void)sys_close(s->fd);
 	rwlock_clear(&s->gate);
