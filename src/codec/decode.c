@@ -1,8 +1,8 @@
 /*
  * Decoding objects: see object.h for what is believed of a frame.
  *
- * The file in order: one frame, frames in parallel, foreign frames as a stream, everything
- * in order, extraction.
+ * The file in order: one frame, frames in parallel, everything in order, extraction. Foreign
+ * frames: stream.c.
  *
  * Threads: struct object is only read; each thread decodes with its own context
  * (zcontext.h) into its own buffer. The locks are leaves and guard nothing but the first
@@ -19,10 +19,10 @@
 #include "base/lock.h"
 #include "base/sysio.h"
 #include "base/workers.h"
+#include "codec/little.h"
+#include "codec/stream.h"
 #include "codec/zcontext.h"
 #include "codec/zframe.h"
-
-#define STREAM_IN (256U << 10)
 
 typedef unsigned long long ull; /* for %llu */
 
@@ -44,7 +44,7 @@ static errint_t count_damage(errint_t err)
 	return err;
 }
 
-static errint_t refuse_features(const struct zframe *f, char **cause)
+errint_t object_refuse_features(const struct zframe *f, char **cause)
 {
 	if (f->window > 1ULL << OBJECT_WINDOW_LOG)
 		return set_cause(cause, -EUCLEAN,
@@ -55,14 +55,15 @@ static errint_t refuse_features(const struct zframe *f, char **cause)
 	return 0;
 }
 
-static errint_t check_frame(const struct seek_entry *e, const uint8_t *src, char **cause)
+static errint_t check_frame(const struct seek_entry *e, const uint8_t *src,
+                            bool *ret_has_checksum, char **cause)
 {
 	struct zframe f = zframe_parse(src, e->stored_len);
 	size_t len;
 
 	if (f.kind != ZFRAME_DATA)
 		return set_cause(cause, -EUCLEAN, "no zstd frame stands there");
-	if (refuse_features(&f, cause))
+	if (object_refuse_features(&f, cause))
 		return -EUCLEAN;
 	if (f.has_size && f.size != e->logical_len)
 		return set_cause(cause, -EUCLEAN,
@@ -75,13 +76,15 @@ static errint_t check_frame(const struct seek_entry *e, const uint8_t *src, char
 		return set_cause(cause, -EUCLEAN,
 		                 "is %zu bytes long, the seek table says %u", len,
 		                 e->stored_len);
+	*ret_has_checksum = f.has_checksum;
 	return 0;
 }
 
 static errint_t decode_bytes(const struct object *o, const struct seek_entry *e,
-                             const uint8_t *src, void *buf, char **cause)
+                             const uint8_t *src, bool has_checksum, void *buf, char **cause)
 {
 	ZSTD_DCtx *context = zcontext_decoder();
+	uint32_t sum = 0;
 	size_t len;
 
 	if (!context)
@@ -94,7 +97,12 @@ static errint_t decode_bytes(const struct object *o, const struct seek_entry *e,
 		return set_cause(cause, -EUCLEAN,
 		                 "decodes to %zu bytes, the seek table says %u", len,
 		                 e->logical_len);
-	if (o->table.has_checksums && (uint32_t)XXH64(buf, len, 0) != e->checksum)
+	/* zstd's own content checksum is the same function, and was met by now. */
+	if (has_checksum)
+		sum = get_le32(src + e->stored_len - 4);
+	else if (o->table.has_checksums)
+		sum = (uint32_t)XXH64(buf, len, 0);
+	if (o->table.has_checksums && sum != e->checksum)
 		return set_cause(cause, -EUCLEAN, "checksum of the seek table differs");
 	return 0;
 }
@@ -115,12 +123,13 @@ static errint_t decode_entry(const struct object *o, size_t i, uint8_t *src, voi
 {
 	const struct seek_entry *e = &o->table.entries[i];
 	cleanup_free char *why = NULL;
+	bool has_checksum = false;
 	errint_t err = read_frame(o, e, src, &why);
 
 	if (!err)
-		err = check_frame(e, src, &why);
+		err = check_frame(e, src, &has_checksum, &why);
 	if (!err)
-		err = decode_bytes(o, e, src, buf, &why);
+		err = decode_bytes(o, e, src, has_checksum, buf, &why);
 	if (!err) {
 		count_decoded(o, 1, e->logical_len);
 		return 0;
@@ -132,6 +141,15 @@ static errint_t decode_entry(const struct object *o, size_t i, uint8_t *src, voi
 		(void)set_cause_errno(cause, err, "frame %zu (stored at %llu)", i,
 		                      (ull)e->stored_off);
 	return count_damage(err);
+}
+
+errint_t object_decode_frame_with(const struct object *o, size_t i, void *stored, void *buf,
+                                  char **cause)
+{
+	INVARIANT(o->kind == OBJECT_SEEKABLE && i < o->table.count);
+	if (!o->table.entries[i].logical_len)
+		return 0;
+	return decode_entry(o, i, stored, buf, cause);
 }
 
 errint_t object_decode_frame(const struct object *o, size_t i, void *buf, char **cause)
@@ -239,196 +257,6 @@ errint_t object_each_frame(const struct object *o, size_t from, size_t to, unsig
 	return e.err;
 }
 
-/* ---- foreign frames, as a stream ---- */
-
-struct stream {
-	const struct object *o;
-	uint64_t limit;
-	object_sink_fn sink;
-	void *ctx;
-
-	ZSTD_DCtx *context;
-	uint8_t *in_buf, *out_buf;
-	ZSTD_inBuffer in;  /* bytes read and not yet taken */
-	uint64_t read_off; /* where the next bytes are read: after those of `in` */
-	uint64_t frame_off;
-	uint64_t done; /* logical bytes that the sink has */
-};
-
-static uint64_t stream_left(const struct stream *s)
-{
-	return s->o->stored_size - s->read_off;
-}
-
-/* Keeps what is there, and fills up. */
-static errint_t stream_fill(struct stream *s, char **cause)
-{
-	size_t kept = s->in.size - s->in.pos;
-	size_t more = MIN_OF((uint64_t)(STREAM_IN - kept), stream_left(s));
-	errint_t err;
-
-	memmove(s->in_buf, s->in_buf + s->in.pos, kept);
-	err = full_pread(s->o->fd, s->in_buf + kept, more, (off_t)s->read_off);
-	if (err == -ENODATA)
-		return set_cause(cause, -EUCLEAN, "the object became shorter");
-	if (err)
-		return set_cause_errno(cause, err, "reading the object");
-	s->in = (ZSTD_inBuffer){.src = s->in_buf, .size = kept + more};
-	s->read_off += more;
-	return 0;
-}
-
-static errint_t stream_cut(const struct stream *s, char **cause)
-{
-	return set_cause(cause, -EUCLEAN,
-	                 "the object ends in the middle of the frame at %llu",
-	                 (ull)s->frame_off);
-}
-
-static errint_t stream_too_big(const struct stream *s, char **cause)
-{
-	return set_cause(cause, -EFBIG, "decodes to more than %llu bytes", (ull)s->limit);
-}
-
-static errint_t stream_skip(struct stream *s, const struct zframe *f, char **cause)
-{
-	uint64_t len = (uint64_t)f->header_len + f->body_len;
-	size_t held = s->in.size - s->in.pos;
-
-	if (len <= held) {
-		s->in.pos += len;
-		return 0;
-	}
-	if (len - held > stream_left(s))
-		return stream_cut(s, cause);
-	s->read_off += len - held;
-	s->in.pos = s->in.size;
-	return 0;
-}
-
-static errint_t stream_put(struct stream *s, ZSTD_outBuffer *out)
-{
-	errint_t err = 0;
-
-	if (out->pos)
-		err = s->sink(s->ctx, s->done, out->dst, out->pos);
-	s->done += out->pos;
-	count_decoded(s->o, 0, out->pos);
-	out->pos = 0;
-	return err;
-}
-
-/* One step of zstd. *ret_end: the frame is complete and all of it is in out. */
-static errint_t stream_step(struct stream *s, ZSTD_outBuffer *out, bool *ret_end,
-                            char **cause)
-{
-	size_t had = out->pos, result;
-	bool dry = false;
-
-	if (s->in.pos == s->in.size) {
-		errint_t err = stream_fill(s, cause);
-
-		if (err)
-			return err;
-		dry = !s->in.size;
-	}
-	result = ZSTD_decompressStream(s->context, out, &s->in);
-	if (ZSTD_isError(result))
-		return set_cause(cause, zcontext_error(result, -EUCLEAN),
-		                 "frame at %llu: %s", (ull)s->frame_off,
-		                 ZSTD_getErrorName(result));
-	*ret_end = !result;
-	if (dry && result && out->pos == had)
-		return stream_cut(s, cause);
-	if (out->pos > s->limit - s->done)
-		return stream_too_big(s, cause);
-	return 0;
-}
-
-static errint_t stream_data(struct stream *s, const struct zframe *f, char **cause)
-{
-	ZSTD_outBuffer out = {.dst = s->out_buf, .size = OBJECT_PIECE};
-	bool end = false;
-	errint_t err = 0;
-
-	if (f->has_size && f->size > s->limit - s->done)
-		return stream_too_big(s, cause);
-	(void)ZSTD_DCtx_reset(s->context, ZSTD_reset_session_only);
-	while (!err && !end) {
-		err = stream_step(s, &out, &end, cause);
-		if (!err && (end || out.pos == out.size))
-			err = stream_put(s, &out);
-	}
-	if (!err)
-		count_decoded(s->o, 1, 0);
-	return err;
-}
-
-static errint_t stream_frame(struct stream *s, char **cause)
-{
-	cleanup_free char *why = NULL;
-	struct zframe f;
-
-	f = zframe_parse(s->in_buf + s->in.pos, s->in.size - s->in.pos);
-	switch (f.kind) {
-	case ZFRAME_NONE:
-		return set_cause(cause, -EUCLEAN, "no zstd frame stands at %llu",
-		                 (ull)s->frame_off);
-	case ZFRAME_CUT:
-		return stream_cut(s, cause);
-	case ZFRAME_SKIPPABLE:
-		return stream_skip(s, &f, cause);
-	case ZFRAME_DATA:
-		break;
-	}
-	if (refuse_features(&f, &why))
-		return set_cause(cause, -EUCLEAN, "frame at %llu: %s", (ull)s->frame_off,
-		                 why);
-	return stream_data(s, &f, cause);
-}
-
-static errint_t stream_run(struct stream *s, char **cause)
-{
-	errint_t err = 0;
-
-	while (!err) {
-		if (s->in.size - s->in.pos < ZFRAME_HEADER_MAX)
-			err = stream_fill(s, cause);
-		if (err)
-			break;
-		s->frame_off = s->read_off - (s->in.size - s->in.pos);
-		if (s->in.pos == s->in.size)
-			break;
-		err = stream_frame(s, cause);
-	}
-	if (!err && s->o->logical_size != OBJECT_SIZE_UNKNOWN &&
-	    s->done != s->o->logical_size)
-		return set_cause(cause, -EUCLEAN, "decodes to %llu bytes, declares %llu",
-		                 (ull)s->done, (ull)s->o->logical_size);
-	return err;
-}
-
-/* The context is not the thread's: its window would stay with the thread. */
-static errint_t decode_foreign(const struct object *o, uint64_t limit, object_sink_fn sink,
-                               void *ctx, char **cause)
-{
-	struct stream s = {.o = o, .limit = limit, .sink = sink, .ctx = ctx};
-	errint_t err = -ENOMEM;
-
-	s.context = ZSTD_createDCtx();
-	s.in_buf = malloc(STREAM_IN);
-	s.out_buf = malloc(OBJECT_PIECE);
-	if (s.context && s.in_buf && s.out_buf) {
-		(void)ZSTD_DCtx_setParameter(s.context, ZSTD_d_windowLogMax,
-		                             OBJECT_WINDOW_LOG);
-		err = stream_run(&s, cause);
-	}
-	(void)ZSTD_freeDCtx(s.context);
-	free(s.in_buf);
-	free(s.out_buf);
-	return count_damage(err);
-}
-
 /* ---- everything in order ---- */
 
 static errint_t put_pieces(uint64_t off, const uint8_t *data, size_t len,
@@ -463,6 +291,26 @@ static errint_t decode_seekable(const struct object *o, object_sink_fn sink, voi
 	struct in_order p = {.table = &o->table, .sink = sink, .ctx = ctx};
 
 	return object_each_frame(o, 0, o->table.count, 1, put_frame, &p, cause);
+}
+
+static errint_t decode_foreign(const struct object *o, uint64_t limit, object_sink_fn sink,
+                               void *ctx, char **cause)
+{
+	cleanup_free uint8_t *buf = malloc(OBJECT_PIECE);
+	struct object_stream *s = NULL;
+	uint64_t off = 0;
+	size_t len = 0;
+	errint_t err = buf ? object_stream_new(o, limit, &s) : -ENOMEM;
+
+	do {
+		if (!err)
+			err = object_stream_read(s, buf, OBJECT_PIECE, &len, cause);
+		if (!err && len > 0)
+			err = sink(ctx, off, buf, len);
+		off += len;
+	} while (!err && len == OBJECT_PIECE);
+	object_stream_free(s);
+	return err;
 }
 
 static errint_t pass_plain(const struct object *o, object_sink_fn sink, void *ctx,

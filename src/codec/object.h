@@ -69,6 +69,13 @@ void object_close(struct object *o); /* frees the table; not the descriptor */
 /* Decodes data frame i of a seekable object into buf, which holds at least
  * table.entries[i].logical_len bytes. An entry of length 0 is passed over. */
 errint_t object_decode_frame(const struct object *o, size_t i, void *buf, char **cause);
+/* The same with the caller's room for its table.entries[i].stored_len bytes. */
+errint_t object_decode_frame_with(const struct object *o, size_t i, void *stored, void *buf,
+                                  char **cause);
+
+/* Windows above 2^27 and dictionaries: -EUCLEAN and a cause. */
+struct zframe;
+errint_t object_refuse_features(const struct zframe *f, char **cause);
 
 /* Decodes entries [from, to) of a seekable object on up to `threads` threads and calls fn
  * for each data frame, on the thread that decoded it, in no particular order; data is
