@@ -22,6 +22,7 @@ struct cmd {
 extern const struct cmd cmd_status;
 extern const struct cmd cmd_flush;
 extern const struct cmd cmd_evict;
+extern const struct cmd cmd_compact;
 extern const struct cmd cmd_verify;
 extern const struct cmd cmd_umount;
 

@@ -17,7 +17,7 @@
 #include "cellarctl/output.h"
 
 static const struct cmd *const commands[] = {
-    &cmd_status, &cmd_flush, &cmd_evict, &cmd_verify, &cmd_umount,
+    &cmd_status, &cmd_flush, &cmd_evict, &cmd_compact, &cmd_verify, &cmd_umount,
 };
 
 /* ---- messages ---- */

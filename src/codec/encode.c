@@ -117,6 +117,7 @@ struct encoder {
 	uint32_t frame_size;
 	int level;
 	bool raw;
+	const volatile bool *stop;
 	size_t frames;
 	size_t room; /* for one encoded frame */
 
@@ -146,6 +147,10 @@ static bool take_frame(struct encoder *e, struct encoded_frame *f)
 	bool taken;
 
 	lock_take(&e->lock);
+	if (!e->err && e->stop && *e->stop) {
+		e->err = -EINTR;
+		(void)pthread_cond_broadcast(&e->turn_moved);
+	}
 	taken = !e->err && e->next < e->frames;
 	if (taken)
 		f->index = e->next++;
@@ -356,6 +361,7 @@ errint_t encode_object(int in_fd, uint64_t size, int out_fd, const struct encode
 	    .size = size,
 	    .frame_size = p->frame_size,
 	    .level = p->level,
+	    .stop = p->stop,
 	};
 	errint_t err;
 

@@ -20,8 +20,10 @@
 
 struct encode_params {
 	int level;
-	uint32_t frame_size;        /* 1 to OBJECT_FRAME_MAX */
-	unsigned threads;           /* at least 1 */
+	uint32_t frame_size; /* 1 to OBJECT_FRAME_MAX */
+	unsigned threads;    /* at least 1 */
+	const volatile bool
+	    *stop; /* becomes true: -EINTR before the next frame; may be NULL */
 	struct cellar_frame cellar; /* level, flags and table_check are filled in */
 };
 

@@ -20,6 +20,8 @@
 #include "base/counters.h"
 #include "base/log.h"
 #include "base/text.h"
+#include "base/background.h"
+#include "pool/compact.h"
 #include "tree/resolve.h"
 #include "upkeep/verify.h"
 
@@ -542,6 +544,75 @@ static errint_t run_evict(struct control_session *s, const struct control_inodes
 	return 0;
 }
 
+/* ---- compact ---- */
+
+struct compact_run {
+	struct control_session *session;
+	const struct control_inodes *inodes;
+	struct pool_progress progress;
+	uint64_t compacted, kept, warm, before_bytes, after_bytes;
+};
+
+/* Losing a race to a user is no failure: the file is in use. */
+static void compact_node(void *ctx, struct node *n)
+{
+	struct compact_run *c = ctx;
+	const struct control_context *context = c->session->context;
+	struct pool_compaction wanted = {
+	    .level = context->options->compact_level,
+	    .frame_size = (uint32_t)context->options->compact_frame_size,
+	    .threads = 1,
+	    .stop = &c->session->stop,
+	};
+	cleanup_free char *cause = NULL, *path = NULL;
+	struct pool_compacted done;
+	errint_t r = pool_compact(context->pool, n, &wanted, &done, &cause);
+
+	c->progress.files_done++;
+	c->progress.bytes_done += done.logical_bytes;
+	if (r == 0 && done.replaced) {
+		c->compacted++;
+		c->before_bytes += done.stored_before;
+		c->after_bytes += done.stored_after;
+	} else if (r == 0) {
+		c->kept++;
+	} else if (r == -EBUSY || r == -EAGAIN) {
+		c->warm++;
+	} else if (r != -ENOENT && r != -EINTR) {
+		path = node_path(context->tree, n);
+		c->progress.failed++;
+		session_failure(c->session, path,
+		                r == -EINVAL ? "is no regular file"
+		                : cause      ? cause
+		                             : strerror(-r));
+	}
+	session_progress(c->session, &c->progress);
+}
+
+static void compact_all(void *ctx)
+{
+	struct compact_run *c = ctx;
+
+	c->progress.failed += each_node(c->session, c->inodes, compact_node, c);
+}
+
+static errint_t run_compact(struct control_session *s, const struct control_inodes *inodes,
+                            json_t **ret, char **cause)
+{
+	struct compact_run c = {.session = s, .inodes = inodes};
+
+	if (inodes->count == 0)
+		return set_cause(cause, -EINVAL, "compact needs at least one inode");
+	c.progress.files_total = inodes->count;
+	background_run("compact", compact_all, &c);
+	*ret = json_pack("{s:I,s:I,s:I,s:I,s:I,s:I}", "compacted", (json_int_t)c.compacted,
+	                 "kept", (json_int_t)c.kept, "warm", (json_int_t)c.warm, "failed",
+	                 (json_int_t)c.progress.failed, "stored_bytes_before",
+	                 (json_int_t)c.before_bytes, "stored_bytes_after",
+	                 (json_int_t)c.after_bytes);
+	return 0;
+}
+
 /* ---- verify ---- */
 
 struct verify_run {
@@ -651,6 +722,7 @@ static const struct control_command commands[] = {
     {"status", 0, run_status},
     {"flush", COMMAND_INODES, run_flush},
     {"evict", COMMAND_PRIVILEGED | COMMAND_INODES, run_evict},
+    {"compact", COMMAND_PRIVILEGED | COMMAND_INODES, run_compact},
     {"verify", COMMAND_PRIVILEGED | COMMAND_INODES, run_verify},
     {"umount", COMMAND_PRIVILEGED, run_umount},
 };

@@ -8,6 +8,7 @@
  *     {"version":1,"command":"status"}
  *     {"version":1,"command":"flush","inodes":[N,…]}    ([] or absent: everything)
  *     {"version":1,"command":"evict","inodes":[N,…]}
+ *     {"version":1,"command":"compact","inodes":[N,…]}
  *     {"version":1,"command":"verify","inodes":[N,…]}   ([] or absent: everything)
  *     {"version":1,"command":"umount"}                  drains, then unmounts
  *   server, any number:

@@ -62,6 +62,15 @@ static bool below_mark(const struct space *sp, unsigned times)
 	       (sp->stop_files > 0 && sp->free_files < times * sp->stop_files);
 }
 
+bool pool_has_room(struct pool *p, uint64_t bytes)
+{
+	struct space sp;
+
+	if (!measure_disk(p, &sp))
+		return true; /* the write finds out */
+	return sp.free_bytes > bytes && sp.free_bytes - bytes >= 3 * sp.stop_bytes;
+}
+
 void evict_measure(struct pool *p)
 {
 	uint64_t closed = p->bytes > p->open_bytes ? p->bytes - p->open_bytes : 0;

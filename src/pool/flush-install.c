@@ -71,7 +71,7 @@ static bool base_is_current(const struct pool *p, const struct job *j)
 	       base->trailer_hash[1] == info->trailer_hash[1];
 }
 
-static void decide_plain(struct pool *p, struct job *j)
+void job_decide_plain(struct pool *p, struct job *j)
 {
 	size_t len = strlen(j->at.store_name.s);
 	struct stat st;
@@ -113,7 +113,7 @@ static errint_t target_at_place(struct pool *p, struct job *j)
 	if (j->conflict)
 		j->unchanged = false;
 	if (j->n->plain)
-		decide_plain(p, j);
+		job_decide_plain(p, j);
 	else if (j->target_st.st_nlink > 1 && !j->conflict)
 		j->copy_over = true;
 	return 0;
@@ -201,6 +201,15 @@ errint_t job_find_target(struct pool *p, struct job *j)
 	return target_by_hint(p, j);
 }
 
+struct timespec job_logical_ctime(const struct job *j)
+{
+	lock_assert_held(&j->n->lock);
+	if (j->n->info_valid &&
+	    timespec_cmp(&j->target_st.st_ctim, &j->n->info.seen_ctime) == 0)
+		return j->n->info.ctime;
+	return j->target_st.st_ctim;
+}
+
 static bool has_name(struct pool *p, struct node *n, struct node *parent,
                      const char *store_name)
 {
@@ -224,7 +233,7 @@ errint_t job_lock_target(struct pool *p, struct job *j)
 		return 0;
 	}
 	node_lock_pair(j->at.parent, j->n);
-	if (j->s->doomed || j->n->dead_st) {
+	if ((j->s && j->s->doomed) || j->n->dead_st) {
 		job_unlock_target(p, j);
 		return -EAGAIN;
 	}
@@ -305,9 +314,11 @@ static errint_t adopt_object(struct pool *p, struct job *j, int fd)
 	r = stamp_of(fd, &object, &stamp);
 	if (r == 0) {
 		node_set_ident(p->tree, j->n, &stamp.ident);
-		j->s->record.base = stamp;
-		framehash_free(steal_pointer(&j->s->frames)); /* were the old base's */
-		j->s->record.flags &= ~RECORD_NEW;
+		if (j->s) {
+			j->s->record.base = stamp;
+			framehash_free(steal_pointer(&j->s->frames)); /* were the old base's */
+			j->s->record.flags &= ~RECORD_NEW;
+		}
 		memset(info, 0, sizeof(*info));
 		info->ident = stamp.ident;
 		info->ino = j->n->ino;
@@ -318,7 +329,7 @@ static errint_t adopt_object(struct pool *p, struct job *j, int fd)
 		info->stored_mtime = st.st_mtim;
 		memcpy(info->trailer_hash, stamp.trailer_hash, sizeof(info->trailer_hash));
 		info->seq = j->seq;
-		info->level = p->level;
+		info->level = object.has_cellar_frame ? object.cellar.level : 0;
 		info->frames = (uint32_t)j->result.frames;
 		j->n->info_valid = true;
 		resolve_keep_ctime(p->tree, j->n, &st, &j->ctime);
@@ -329,19 +340,26 @@ static errint_t adopt_object(struct pool *p, struct job *j, int fd)
 
 static errint_t install_copy_over(struct pool *p, struct job *j)
 {
-	struct timespec ts[2] = {j->target_st.st_atim, {0}};
+	struct timespec ts[2] = {j->target_st.st_atim, j->target_st.st_mtim};
+	cleanup_free char *path = NULL;
+	const char *hint;
 	struct stat st;
-	errint_t r = sys_fstat(j->in_fd, &st);
+	errint_t r = 0;
 	int fd;
 
-	if (r < 0)
-		return r;
-	ts[1] = st.st_mtim;
+	if (j->s) {
+		r = sys_fstat(j->in_fd, &st);
+		if (r < 0)
+			return r;
+		ts[1] = st.st_mtim;
+		hint = j->s->hint ? j->s->hint : "";
+	} else {
+		hint = path = node_store_path(p->tree, j->n);
+	}
 	fd = open_writable(fd_path(j->target_fd).s, &j->target_st);
 	if (fd < 0)
 		return set_cause_errno(&j->cause, fd, "cannot write its object");
-	r = store_copy_over(p->store, j->tmp.s, fd, &j->n->ident,
-	                    j->s->hint ? j->s->hint : "", ts, &j->cause);
+	r = store_copy_over(p->store, j->tmp.s, fd, &j->n->ident, hint, ts, &j->cause);
 	if (r == 0) {
 		j->tmp.s[0] = '\0';
 		r = adopt_object(p, j, fd);
@@ -362,7 +380,8 @@ static errint_t drop_plain_name(struct pool *p, struct job *j)
 	node_add_name(p->tree, j->n, j->at.parent, j->install_name.s);
 	node_remove_name(p->tree, j->n, j->at.parent, j->at.store_name.s);
 	j->n->plain = false;
-	scratch_write_hint(p, j->s);
+	if (j->s)
+		scratch_write_hint(p, j->s);
 	return 0;
 }
 

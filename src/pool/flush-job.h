@@ -1,5 +1,5 @@
 /* One file on its way through a flush; shared by flush.c (the order of steps), flush-install.c
- * (finding and replacing the object) and nobody else. */
+ * (finding and replacing the object), compact.c (the same without a scratch) and nobody else. */
 #ifndef CELLAR_POOL_FLUSH_JOB_H
 #define CELLAR_POOL_FLUSH_JOB_H
 
@@ -7,11 +7,11 @@
 #include "pool/internal.h"
 
 struct job {
-	struct node *n; /* referenced */
-	struct scratch *s;
-	bool urgent;    /* although open for writing */
-	bool prepared;  /* s->flushing is ours */
-	bool unchanged; /* nothing to encode */
+	struct node *n;    /* referenced */
+	struct scratch *s; /* NULL: a cold file is compacted */
+	bool urgent;       /* although open for writing */
+	bool prepared;     /* s->flushing is ours */
+	bool unchanged;    /* nothing to encode */
 	bool hold_writers;
 	bool plain;     /* stored as it is: see job_find_target() */
 	bool copy_over; /* into the existing inode instead of a rename */
@@ -42,5 +42,12 @@ void job_unlock_target(struct pool *p, struct job *j);
 /* Both locked: the new object takes its place; node, record (in memory) and catalog learn
  * its identity. */
 errint_t job_install(struct pool *p, struct job *j);
+
+/* node->lock held: the logical ctime of what the store has (target_st). */
+struct timespec job_logical_ctime(const struct job *j);
+/* The target is a plain file: does it become an object, and under which name? node->lock held. */
+void job_decide_plain(struct pool *p, struct job *j);
+/* Closes and frees what the job holds, its reference on the node too; removes its tmp file. */
+void job_clear(struct pool *p, struct job *j);
 
 #endif

@@ -256,10 +256,8 @@ static errint_t job_look(struct pool *p, struct job *j)
 	lock_take(&j->n->lock);
 	r = job_find_target(p, j);
 	if (r == 0) {
-		struct timespec stored = j->target_st.st_ctim;
+		struct timespec stored = job_logical_ctime(j);
 
-		if (j->n->info_valid && timespec_cmp(&stored, &j->n->info.seen_ctime) == 0)
-			stored = j->n->info.ctime;
 		j->ctime = scratch_ctime(s, &stored);
 	}
 	lock_drop(&j->n->lock);
@@ -468,7 +466,7 @@ static void job_finish(struct pool *p, struct job *j)
 		p->notify(p->notify_ctx, j->n->ino);
 }
 
-static void job_clear(struct pool *p, struct job *j)
+void job_clear(struct pool *p, struct job *j)
 {
 	if (j->in_fd > 0)
 		(void)sys_close(j->in_fd);

@@ -227,6 +227,8 @@ void evict_house(struct pool *p);
 void evict_wake(struct pool *p); /* housekeeping soon, e.g. above the limit */
 errint_t evict_throttle(struct pool *p, bool wait); /* before taking more space */
 void evict_measure(struct pool *p);                 /* pool->lock held: sets p->full */
+/* Whether the pool's disk can take so many bytes more and stay above its marks. */
+bool pool_has_room(struct pool *p, uint64_t bytes);
 void evict_doomed(struct pool *p);
 void evict_add_doomed(struct pool *p, struct scratch *s);
 errint_t evict_start(struct pool *p);

@@ -414,6 +414,9 @@ class Scenario:
             c.evict(rel, check=False)
         if not alive(c):
             raise OSError(errno.ENOTCONN, "the daemon is dead")
+        c.ctl("compact", c.mnt, check=False)
+        if not alive(c):
+            raise OSError(errno.ENOTCONN, "the daemon is dead")
         for rel, want in self.sure.items():
             if want is not None:
                 assert read_file(c.path(rel)) == want, rel
@@ -453,7 +456,11 @@ def test_kill_at_named_step(box, name, nth):
     """The daemon dies at the nth arrival at a step; what had returned is there afterwards."""
     env = {"CELLAR_TEST_STEP": f"{name}:{nth}=kill"}
     c = box.cellar(
-        writeback_delay="1h", frame_size="64K", pool_size="8M", sync_interval="100ms"
+        writeback_delay="1h",
+        frame_size="64K",
+        pool_size="8M",
+        sync_interval="100ms",
+        compact_level=6,
     )
     os.mkdir(c.store)
     write_file(c.store_path("plain"), b"a plain file")
