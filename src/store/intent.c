@@ -110,11 +110,11 @@ static bool parse_time(const char *v, struct timespec *ret)
 	if (!v || sscanf(v, "%lld %ld", &sec, &ret->tv_nsec) != 2)
 		return false;
 	ret->tv_sec = sec;
-	return true;
+	return ret->tv_nsec >= 0 && ret->tv_nsec < 1000000000L;
 }
 
 /* The checksum has been found right: what follows is what intent_text() wrote, unless it is
- * of another version. */
+ * of another version, or forged (is_ours). */
 static bool parse_fields(char *text, struct intent *in)
 {
 	char *rest = text, *v = take_value(&rest, "cellar-intent");
@@ -131,10 +131,10 @@ static bool parse_fields(char *text, struct intent *in)
 	    sscanf(v, "%16" SCNx64 "%16" SCNx64, &in->target.w[0], &in->target.w[1]) != 2)
 		return false;
 	v = take_value(&rest, "size");
-	if (!v || sscanf(v, "%" SCNu64, &in->size) != 1)
+	if (!v || sscanf(v, "%" SCNu64, &in->size) != 1 || in->size > INT64_MAX)
 		return false;
 	v = take_value(&rest, "mode");
-	if (!v || sscanf(v, "%o", &in->mode) != 1)
+	if (!v || sscanf(v, "%o", &in->mode) != 1 || in->mode > 07777)
 		return false;
 	if (!parse_time(take_value(&rest, "atime"), &in->ts[0]) ||
 	    !parse_time(take_value(&rest, "mtime"), &in->ts[1]))
@@ -149,6 +149,32 @@ static bool parse_fields(char *text, struct intent *in)
 		return false;
 	in->hint = xstrdup(v);
 	return true;
+}
+
+/* Valid is what intent_text() writes for the same values, byte by byte: a text that was made by
+ * somebody else may say things that no intent of ours can. */
+static bool is_ours(const struct intent *in, const char *text, size_t len)
+{
+	cleanup_free char *again = intent_text(in);
+
+	return strlen(again) == len && memcmp(again, text, len) == 0;
+}
+
+errint_t intent_parse(const char *text, size_t len, struct intent *ret)
+{
+	cleanup_free char *copy = xmalloc(len + 1);
+	struct intent in = {.hint = NULL};
+
+	memcpy(copy, text, len);
+	copy[len] = '\0';
+	if (!sum_is_right(copy, len))
+		return -EBADMSG;
+	if (!parse_fields(copy, &in) || !is_ours(&in, text, len)) {
+		free(in.hint);
+		return -EPROTONOSUPPORT;
+	}
+	*ret = in;
+	return 0;
 }
 
 errint_t intent_read(int tmp_fd, const char *name, struct intent *ret)
@@ -167,10 +193,9 @@ errint_t intent_read(int tmp_fd, const char *name, struct intent *ret)
 	err = full_pread(fd, text, (size_t)st.st_size, 0);
 	if (err)
 		return err == -ENODATA ? -EBADMSG : err;
-	if (!sum_is_right(text, (size_t)st.st_size))
-		return -EBADMSG;
-	if (!parse_fields(text, &in))
-		return -EPROTONOSUPPORT;
+	err = intent_parse(text, (size_t)st.st_size, &in);
+	if (err)
+		return err;
 	(void)snprintf(in.name, sizeof in.name, "%s", name);
 	*ret = in;
 	return 0;

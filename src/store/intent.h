@@ -38,8 +38,10 @@ struct intent {
 
 /* malloc'ed */
 char *intent_text(const struct intent *in);
+/* All but the name, from the text. Errors as for intent_read(), but for those of reading. */
+errint_t intent_parse(const char *text, size_t len, struct intent *ret);
 /* 0; -EBADMSG when it is torn or no intent at all; -EPROTONOSUPPORT when it is whole but of
- * another version; or what reading it says. */
+ * another version or not as intent_text() writes it; or what reading it says. */
 errint_t intent_read(int tmp_fd, const char *name, struct intent *ret);
 
 #endif

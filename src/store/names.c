@@ -80,6 +80,28 @@ bool name_decode(const char *stored, bool regular, struct name *ret)
 	return decoded;
 }
 
+char *name_decode_path(const char *store_path)
+{
+	cleanup_free char *rest = xstrdup(store_path);
+	char *ret = xmalloc(strlen(store_path) + 1), *to = ret, *at = rest;
+
+	/* No component grows by decoding. */
+	while (at) {
+		char *name = strsep(&at, "/");
+		struct name n;
+
+		if (strlen(name) <= NAME_MAX) {
+			(void)name_decode(name, !at, &n);
+			name = n.s;
+		}
+		to = stpcpy(to, name);
+		if (at)
+			*to++ = '/';
+	}
+	*to = '\0';
+	return ret;
+}
+
 static bool is_continuation(char c)
 {
 	return ((unsigned char)c & 0xc0) == 0x80;

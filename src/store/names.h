@@ -36,6 +36,11 @@ bool name_decode(const char *stored, bool regular, struct name *ret);
 bool name_has_suffix(const char *s);       /* ends in ".zst", with something before it */
 bool name_has_tilde_suffix(const char *s); /* ends in ".zst" and zero or more ~ */
 
+/* The path in the mount of what a store path names, malloc'ed: the last component as a regular
+ * file's, those before as directories'. What cannot be decoded stays as it is. For showing to
+ * people: only a directory's listing can tell for certain (entry.h). */
+char *name_decode_path(const char *store_path);
+
 /* "NAME.cellar-conflict-20261123T101500Z", shortened (at a UTF-8 boundary) to leave room
  * for .zst. */
 void name_conflict(const char *logical, int64_t unix_time, struct name *ret);

@@ -206,13 +206,33 @@ static void test_conflict_utf8(void **state)
 	assert_int_equal(cut_at("x\xa4", 1), ROOM);
 }
 
+static void expect_path(const char *stored, const char *want)
+{
+	char *got = name_decode_path(stored);
+
+	assert_string_equal(got, want);
+	free(got);
+}
+
+static void test_paths(void **state)
+{
+	expect_path("", "");
+	expect_path("a.zst", "a");
+	expect_path("d.zst/a.zst", "d.zst/a");
+	expect_path("d.zst~/e/a.zst~.zst", "d.zst/e/a.zst~");
+	expect_path("d/plain", "d/plain");
+	expect_path("/a.zst", "/a");
+	expect_path("../..zst", "../..zst");
+	expect_path("d/", "d/");
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(test_encode),        cmocka_unit_test(test_decode),
 	    cmocka_unit_test(test_round_trip),    cmocka_unit_test(test_lengths),
 	    cmocka_unit_test(test_suffixes),      cmocka_unit_test(test_conflict),
-	    cmocka_unit_test(test_conflict_utf8),
+	    cmocka_unit_test(test_conflict_utf8), cmocka_unit_test(test_paths),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

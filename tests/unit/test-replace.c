@@ -7,6 +7,7 @@
 #include "base/counters.h"
 #include "base/log.h"
 #include "base/steps.h"
+#include "store/intent.h"
 
 /* ---- tmp/ and renaming over ---- */
 
@@ -567,6 +568,56 @@ static void test_torn_intents(void **state)
 	log_set_level(LOG_LEVEL_INFO);
 }
 
+/* A line of a good intent replaced, with the right sum: what no intent of ours says is refused,
+ * whatever it would lead to. */
+static void test_forged_intents(void **state)
+{
+	static const struct {
+		const char *key, *line;
+	} cases[] = {
+	    {"tmp", "tmp ../../etc/passwd"},
+	    {"tmp", "tmp "},
+	    {"size", "size -1"},
+	    {"size", "size 18446744073709551615"},
+	    {"size", "size  3"},
+	    {"size", "size 3 4"},
+	    {"mode", "mode 104755"},
+	    {"mode", "mode +644"},
+	    {"atime", "atime 1 1000000000"},
+	    {"mtime", "mtime 1 -1"},
+	    {"mtime", "mtime 99999999999999999999 0"},
+	    {"capability", "capability %0"},
+	    {"hint", "hint a%00b"},
+	    {"hint", "hint a b"},
+	    {"target", "target 0123456789ABCDEF0123456789abcdef"},
+	};
+	struct intent good = {.hint = xstrdup("dir/a.zst"), .size = 3, .mode = 0644};
+	struct intent in;
+	cleanup_free char *text = NULL;
+
+	(void)snprintf(good.tmp, sizeof good.tmp, "object-1");
+	text = intent_text(&good);
+	assert_int_equal(intent_parse(text, strlen(text), &in), 0);
+	assert_string_equal(in.hint, "dir/a.zst");
+	free(in.hint);
+	for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+		cleanup_free char *key = xasprintf("\n%s ", cases[i].key);
+		const char *line = strstr(text, key);
+		const char *next = line ? strchr(line + 1, '\n') : NULL;
+		const char *sum = strstr(text, "\nsum ");
+		cleanup_free char *body = NULL, *forged = NULL;
+
+		assert_true(line && next && sum);
+		body = xasprintf("%.*s\n%s%.*s\n", (int)(line - text), text, cases[i].line,
+		                 (int)(sum - next), next);
+		forged = xasprintf("%ssum %016llx\n", body,
+		                   (unsigned long long)XXH64(body, strlen(body), 0));
+		assert_int_equal(intent_parse(forged, strlen(forged), &in),
+		                 -EPROTONOSUPPORT);
+	}
+	free(good.hint);
+}
+
 static void test_sweep(void **state)
 {
 	struct harness *h = *state;
@@ -751,6 +802,7 @@ int main(void)
 	    T(test_renamed_target),
 	    T(test_lost_target),
 	    T(test_torn_intents),
+	    T(test_forged_intents),
 	    T(test_sweep),
 	    T(test_retry),
 	    T(test_two_intents),
