@@ -49,4 +49,4 @@ fi
 
 cd "$CELLAR_SOURCE/tests/mount" || exit 1
 exec "${plain_addresses[@]}" "$python" -m pytest -q -ra --tb=short -p no:cacheprovider \
-	--rootdir="$CELLAR_SOURCE/tests/mount" "$@" .
+	--rootdir="$CELLAR_SOURCE/tests" "$@" . ../crash

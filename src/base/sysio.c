@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "base/syncgate.h"
 #include "base/sysio.h"
 
 #define COPY_BUFFER_LEN (256U << 10)
@@ -460,19 +461,49 @@ errint_t full_copy_range(int in, off_t in_off, int out, off_t out_off, size_t le
 
 /* ---- durability and room ---- */
 
-errint_t sys_fsync(int fd)
+static errint_t do_fsync(int fd)
 {
 	CALL(fsync, fsync(fd));
 }
 
-errint_t sys_fdatasync(int fd)
+errint_t sys_fsync(int fd)
+{
+	unsigned long n = sync_gate_before("fsync", fd);
+	errint_t err = do_fsync(fd);
+
+	if (!err)
+		sync_gate_after(n, "fsync", fd);
+	return err;
+}
+
+static errint_t do_fdatasync(int fd)
 {
 	CALL(fdatasync, fdatasync(fd));
 }
 
-errint_t sys_syncfs(int fd)
+errint_t sys_fdatasync(int fd)
+{
+	unsigned long n = sync_gate_before("fdatasync", fd);
+	errint_t err = do_fdatasync(fd);
+
+	if (!err)
+		sync_gate_after(n, "fdatasync", fd);
+	return err;
+}
+
+static errint_t do_syncfs(int fd)
 {
 	CALL(syncfs, syncfs(fd));
+}
+
+errint_t sys_syncfs(int fd)
+{
+	unsigned long n = sync_gate_before("syncfs", fd);
+	errint_t err = do_syncfs(fd);
+
+	if (!err)
+		sync_gate_after(n, "syncfs", fd);
+	return err;
 }
 
 void sys_start_writeout(int fd, off_t off, off_t len)

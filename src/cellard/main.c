@@ -19,8 +19,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/breaks.h"
 #include "base/log.h"
 #include "base/steps.h"
+#include "base/syncgate.h"
 #include "base/sysio.h"
 #include "cellard/cmdline.h"
 #include "cellard/daemon.h"
@@ -251,6 +253,8 @@ int main(int argc, char **argv)
 		log_set_level((enum log_level)c.options.log_level);
 		steps_init();
 		fault_init();
+		breaks_init();
+		sync_gate_init();
 		r = c.mount_namespace ? enter_namespace(c.mount_namespace) : 0;
 		if (r < 0) {
 			fprintf(stderr, "%s: cannot enter the namespace \"%s\": %s\n",

@@ -385,6 +385,8 @@ errint_t control_flush(struct pool *p, struct node *below, uint64_t until_mono_m
 		json_array_clear(f.failures);
 		r = pool_flush(p, below, ms, slices_progress, slices_failure, &f);
 	}
+	if (r == 0) /* names too: what a flush returns for is known (promise 11) */
+		r = pool_sync_store(p);
 	slices_tell_failures(&f, failure);
 	if (ret_sum) {
 		*ret_sum = slices_sum(&f);

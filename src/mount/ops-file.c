@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "mount/request.h"
+#include "store/attrs.h"
 
 /* ---- handles ---- */
 
@@ -178,6 +179,7 @@ static errint_t create_in(struct creation *c, int dirfd)
 	creds_leave(r);
 	if (fd < 0)
 		return fd == -EEXIST ? taken(r) : fd;
+	attrs_mark_new(fd, &r->m->tree->pool);
 	err = join_new(c, dirfd, store_name.s, fd);
 	(void)sys_close(fd);
 	if (err)

@@ -361,7 +361,8 @@ void evict_doomed(struct pool *p)
 		struct node *n = s->node;
 		bool gone = false;
 
-		if (s->doomed_dir != last && s->doomed_dirty) {
+		if (s->doomed_dir != last && s->doomed_dirty &&
+		    !is_broken(BREAK_DOOM_EARLY)) {
 			if (last)
 				node_unref(p->tree, last);
 			last = s->doomed_dir;

@@ -19,6 +19,7 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "pool/flush-job.h"
+#include "store/attrs.h"
 
 #define CONFLICT_TRIES 100
 
@@ -362,6 +363,7 @@ static errint_t install_copy_over(struct pool *p, struct job *j)
 	r = store_copy_over(p->store, j->tmp.s, fd, &j->n->ident, hint, ts, &j->cause);
 	if (r == 0) {
 		j->tmp.s[0] = '\0';
+		attrs_unmark_new(fd);
 		r = adopt_object(p, j, fd);
 	}
 	(void)sys_close(fd);

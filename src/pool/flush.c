@@ -240,7 +240,7 @@ static errint_t job_encode(struct pool *p, struct job *j)
 	step("flush.encoded");
 	if (r == 0)
 		r = encode_verify(j->out_fd, &j->result, params.threads, &j->cause);
-	if (r == 0)
+	if (r == 0 && !is_broken(BREAK_FLUSH_FSYNC))
 		sys_start_writeout(j->out_fd, 0, 0);
 	step("flush.verified");
 	return r;
@@ -340,7 +340,7 @@ static errint_t job_sync(struct job *j)
 {
 	errint_t r;
 
-	if (j->unchanged)
+	if (j->unchanged || is_broken(BREAK_FLUSH_FSYNC))
 		return 0;
 	count_one(COUNTER_STORE_SYNCS);
 	r = sys_fsync(j->out_fd);
@@ -445,6 +445,8 @@ static void job_finish(struct pool *p, struct job *j)
 			}
 			step("flush.recorded");
 		} else {
+			if (s->record.sync_seq < j->seq) /* (Y4) */
+				s->record.sync_seq = s->record.sync_size = 0;
 			(void)scratch_record(p, s); /* dirty, with its new base */
 			if (s->opens == 0 || still)
 				flush_queue(p, s,
@@ -489,7 +491,7 @@ static void sync_batch_dirs(struct pool *p, struct job *jobs, size_t n)
 		bool done = false;
 		errint_t r;
 
-		if (!jobs[i].installed)
+		if (!jobs[i].installed || is_broken(BREAK_FLUSH_DIR))
 			continue;
 		for (size_t k = 0; k < i && !done; k++) {
 			done = jobs[k].installed && jobs[k].at.parent == jobs[i].at.parent;

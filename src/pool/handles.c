@@ -10,7 +10,9 @@
  *       otherwise it is dropped and hydrated anew (check_base).
  *  (O2) While writers > 0 the record says dirty, whatever a flusher does meanwhile.
  *  (O3) Creation: scratch and record (dirty, new) exist before the object does, so that
- *       after kill -9 a 0-byte object always has a record that knows it as new.
+ *       after kill -9 a 0-byte object always has a record that knows it as new. After a power
+ *       cut the object may be all there is; its mark says that nothing was promised
+ *       (attrs.h).
  */
 #include <string.h>
 #include <unistd.h>
@@ -18,6 +20,7 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "pool/internal.h"
+#include "store/attrs.h"
 
 #define SAMPLE_BYTES (256U << 10) /* written since the last look at how large it is */
 
@@ -96,7 +99,17 @@ static errint_t write_first_record(struct pool *p, struct scratch *s, const char
 	return r;
 }
 
-/* cold -> hydrating, or -> dirty and empty with POOL_TRUNC. Under ns and node->lock. */
+/* A new file that a power cut left without scratch: as it was made, and soon a valid object. */
+static void start_empty(struct pool *p, struct scratch *s, const struct stat *st)
+{
+	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, st->st_mtim};
+
+	(void)sys_futimens(s->fd, ts);
+	flush_queue(p, s, p->writeback_ms, false);
+}
+
+/* cold -> hydrating, or -> dirty and empty: with POOL_TRUNC, and what is marked new. Under ns and
+ * node->lock. */
 static errint_t start_cold(struct pool *p, struct node *n, unsigned flags,
                            const struct place *at)
 {
@@ -104,6 +117,7 @@ static errint_t start_cold(struct pool *p, struct node *n, unsigned flags,
 	struct object object;
 	struct scratch *s;
 	struct stat st;
+	bool is_new;
 	errint_t r;
 	int fd = open_object(at->dirfd, at->store_name.s, &st);
 
@@ -116,7 +130,8 @@ static errint_t start_cold(struct pool *p, struct node *n, unsigned flags,
 	}
 	if (n->plain)
 		object.kind = OBJECT_PLAIN, object.logical_size = object.stored_size;
-	if (object.kind == OBJECT_EMPTY && !(flags & POOL_TRUNC)) {
+	is_new = object.kind == OBJECT_EMPTY && attrs_is_marked_new(fd, &p->place.uuid);
+	if (object.kind == OBJECT_EMPTY && !is_new && !(flags & POOL_TRUNC)) {
 		path = node_path(p->tree, n);
 		log_err("\"%s\": its object is empty, which is no valid .zst; reading it "
 		        "answers "
@@ -145,9 +160,9 @@ static errint_t start_cold(struct pool *p, struct node *n, unsigned flags,
 		                    ? object.cellar.seq
 		                    : 0;
 		s->record.flags = RECORD_PARTIAL;
-		if (flags & POOL_TRUNC) {
+		if (is_new || (flags & POOL_TRUNC)) {
 			s->record.state = RECORD_DIRTY;
-			s->record.flags = 0;
+			s->record.flags = is_new ? RECORD_NEW : 0;
 		}
 		r = write_first_record(p, s, path);
 	}
@@ -160,9 +175,12 @@ static errint_t start_cold(struct pool *p, struct node *n, unsigned flags,
 	remember_owner(s, &st);
 	scratch_attach(p, s, n);
 	scratch_register(p, s);
-	if (flags & POOL_TRUNC) {
+	if (is_new || (flags & POOL_TRUNC)) {
 		atomic_store(&s->gen, 1);
-		note_change(s);
+		if (flags & POOL_TRUNC)
+			note_change(s);
+		else
+			start_empty(p, s, &st);
 		atomic_store(&s->whole, true);
 		atomic_store(&s->dirty_since_ms, clock_mono_ms());
 		scratch_mirror(p, s);
@@ -195,8 +213,13 @@ void scratch_adopt_earlier(struct pool *p, struct node *n)
 	lock_drop(&p->lock);
 	if (!s)
 		return;
-	scratch_attach(p, s, n);
 	waited = s->record.state == RECORD_DIRTY;
+	if (waited && !recovery_settles(p, s, n)) {
+		scratch_drop(p, s);
+		atomic_fetch_sub(&p->waiting, 1);
+		return;
+	}
+	scratch_attach(p, s, n);
 	if (waited) {
 		scratch_write_hint(p, s);
 		(void)scratch_record(p, s);

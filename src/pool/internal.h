@@ -18,6 +18,7 @@
 
 #include <stdatomic.h>
 
+#include "base/breaks.h"
 #include "base/counters.h"
 #include "base/log.h"
 #include "base/steps.h"
@@ -189,6 +190,9 @@ void scratch_mirror(struct pool *p, struct scratch *s);
 struct timespec scratch_ctime(struct scratch *s, const struct timespec *stored);
 /* Takes node->scratch away, deletes the file, frees. node->lock held, opens == 0, !flushing. */
 errint_t scratch_destroy(struct pool *p, struct scratch *s);
+/* Deletes a scratch that nobody has and that nothing is lost with: recovery found its object
+ * newer, or its file gone for good. It is frozen by s->busy. */
+void scratch_drop(struct pool *p, struct scratch *s);
 /* Moves the file to lost+found. Same conditions. why is logged. */
 errint_t scratch_set_aside(struct pool *p, struct scratch *s, const char *why);
 errint_t pool_move_to_lost(struct pool *p, const char *scratch_file, uint64_t ino);
@@ -235,6 +239,10 @@ errint_t evict_start(struct pool *p);
 void evict_stop(struct pool *p);
 
 /* recovery.c */
+/* The number of a waiting dirty scratch was met as n: compares it with the object there. True:
+ * it is n's content (with its base brought up to date); false: the object is newer than what may
+ * be believed of it. ns and n->lock held. */
+bool recovery_settles(struct pool *p, struct scratch *s, struct node *n);
 errint_t recovery_start_search(struct pool *p);
 void recovery_stop_search(struct pool *p);
 

@@ -137,8 +137,11 @@ void pool_set_notify(struct pool *p, pool_notify_fn fn, void *ctx)
 /* What is on disk is what a next start may believe: synced, then marked. */
 static void mark_clean(struct pool *p)
 {
-	errint_t r = sys_syncfs(p->scratch_fd);
+	errint_t r = sys_syncfs(p->store->root_fd); /* names, of what is left dirty too */
 	int fd;
+
+	if (r == 0)
+		r = sys_syncfs(p->scratch_fd);
 
 	if (r == 0) {
 		step("close.synced");

@@ -155,6 +155,10 @@ struct pool_progress {
 typedef void (*pool_progress_fn)(void *ctx, const struct pool_progress *pr);
 typedef void (*pool_failure_fn)(void *ctx, const char *path, const char *error);
 
+/* Everything that was named and flushed is durable in the store: renames, directories, links
+ * included. [waits] */
+errint_t pool_sync_store(struct pool *p);
+
 /* Writes back everything dirty (below: NULL or a node that is or lies below; may be a file)
  * and returns when it is in the store and durable: 0, -EIO with failures reported,
  * -ETIMEDOUT after deadline_ms (0: none). Files held open are included, with what was

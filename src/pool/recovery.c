@@ -19,16 +19,20 @@
  * A record that is doomed said so before the last link went (pool_dooming): where its object is still
  * there, the unlink did not happen; where it is not, the scratch goes with it.
  *
- * Trust rule: only if sync_seq > 0, and cut to sync_size before the record gets the new boot
+ * A doomed one whose object is not at the hint after a reboot waits too: the unlink, and a rename
+ * before it, may not have become durable.
+ *
+ * Trust rule: only if sync_seq > 0 and the object is of no later flush, and cut to sync_size before the record gets the new boot
  * id; otherwise the object is the truth and the scratch goes to lost+found. (A new file whose
- * object is still the 0-byte place-holder becomes an empty file.)
+ * object is still the 0-byte place-holder becomes an empty file.) A pool that was synced and marked
+ * at its end counts as the same boot: what was left dirty in it is whole.
  *
  * Waiting: a look-up that meets the object's identity takes the scratch over (recovery_met); a walk
  * behind the mount meets every file; only a finished walk may say that an object is gone.
  *
  * Invariants:
  *  (R1) Every step may be stopped and done again: a scratch is deleted only if it is clean, or
- *       doomed with its name gone, or older than its object; everything else is moved.
+ *       doomed with its name gone, empty and never synced, or older than its object; everything else is moved.
  *  (R2) The number of an object that a record names goes into the catalog before the object is
  *       resolved, so that a lost row cannot give it another number.
  *  (R3) Clean scratch is kept only if nothing can have torn it: same boot, or the pool was
@@ -139,10 +143,10 @@ static enum object_place classify(struct pool *p, const struct record *rec,
 	return is_another_of_ours(p, rec, f) ? ABSENT : FOREIGN;
 }
 
-static errint_t look_at(struct pool *p, const char *path, const struct record *rec,
-                        struct found *ret)
+/* Takes fd over. */
+static errint_t look_into(struct pool *p, int fd, const struct record *rec,
+                          struct found *ret)
 {
-	int fd = open_path(p, path, NULL);
 	errint_t r;
 
 	memset(ret, 0, sizeof(*ret));
@@ -163,6 +167,25 @@ static errint_t look_at(struct pool *p, const char *path, const struct record *r
 		ret->where = classify(p, rec, ret);
 	(void)sys_close(fd);
 	return r;
+}
+
+static errint_t look_at(struct pool *p, const char *path, const struct record *rec,
+                        struct found *ret)
+{
+	return look_into(p, open_path(p, path, NULL), rec, ret);
+}
+
+/* Nothing can have torn it: the page cache is that of its writer, or all of it was synced. */
+static bool is_intact(const struct pool *p, const struct record *rec)
+{
+	return p->place.clean || uuid_equal(&rec->boot, &p->boot);
+}
+
+/* The object holds what was synced last, or something later (sync.c, Y4). */
+static bool is_superseded(struct pool *p, const struct record *rec, const struct found *f)
+{
+	return names_us(p, f, rec->ino) && f->object.cellar.seq >= rec->sync_seq &&
+	       !is_broken(BREAK_SEQ_COMPARE);
 }
 
 /* A plain file N that was being ingested: N.zst may be its object already. */
@@ -303,6 +326,8 @@ static void make_waiting(struct pool *p, struct scratch *s)
 	         "looked for",
 	         (unsigned long long)s->ino, hint);
 	pin_number_of_base(p, s);
+	if (p->place.clean) /* the mark will be gone when it is met */
+		(void)scratch_record(p, s);
 	scratch_register(p, s);
 	fill_times(p, s);
 	atomic_fetch_add(&p->waiting, 1);
@@ -354,6 +379,16 @@ static errint_t take(struct pool *p, struct scratch *s, const struct found *f)
 
 /* ---- the table ---- */
 
+static errint_t delete_scratch(struct recovery *rc, struct scratch *s)
+{
+	errint_t r = sys_unlinkat(rc->p->scratch_fd, scratch_name(s->ino).s, 0);
+
+	catalog_scratch_delete(rc->p->catalog, s->ino);
+	scratch_free(s);
+	rc->dropped++;
+	return r;
+}
+
 /* After a reboot, where the scratch was never synced: the object is the truth. */
 static errint_t distrust(struct recovery *rc, struct scratch *s, const struct found *f)
 {
@@ -364,14 +399,16 @@ static errint_t distrust(struct recovery *rc, struct scratch *s, const struct fo
 	errint_t r;
 	int fd;
 
+	scratch_sample(p, s);
 	if (!place_holder) {
+		if (s->size == 0)
+			return delete_scratch(rc, s);
 		scratch_register(p, s);
 		return scratch_set_aside(
 		    p, s,
-		    "it was never synced before the reboot; the object "
-		    "in the store is what counts");
+		    "it was not synced before the reboot; the object in the "
+		    "store is what counts");
 	}
-	scratch_sample(p, s);
 	if (s->size > 0) {
 		scratch_register(p, s);
 		r = scratch_set_aside(p, s,
@@ -410,7 +447,7 @@ static errint_t cut(struct pool *p, struct scratch *s)
 	scratch_sample(p, s);
 	if (s->size < s->record.sync_size)
 		return -EUCLEAN;
-	if (s->size == s->record.sync_size)
+	if (s->size == s->record.sync_size || is_broken(BREAK_NO_CUT))
 		return 0;
 	fd = scratch_open_fd(p, s, O_RDWR);
 	if (fd < 0)
@@ -421,14 +458,13 @@ static errint_t cut(struct pool *p, struct scratch *s)
 	return r;
 }
 
-static errint_t delete_scratch(struct recovery *rc, struct scratch *s)
+/* Of a pool that was synced as a whole: it must be believed after the next power cut too, when the
+ * mark that says so is gone. */
+static void claim_synced(struct pool *p, struct scratch *s)
 {
-	errint_t r = sys_unlinkat(rc->p->scratch_fd, scratch_name(s->ino).s, 0);
-
-	catalog_scratch_delete(rc->p->catalog, s->ino);
-	scratch_free(s);
-	rc->dropped++;
-	return r;
+	scratch_sample(p, s);
+	s->record.sync_seq = ++s->record.seq;
+	s->record.sync_size = s->size;
 }
 
 static bool never_written(struct pool *p, struct scratch *s)
@@ -440,7 +476,7 @@ static bool never_written(struct pool *p, struct scratch *s)
 static errint_t recover_dirty(struct recovery *rc, struct scratch *s)
 {
 	struct pool *p = rc->p;
-	bool same_boot = uuid_equal(&s->record.boot, &p->boot);
+	bool intact = is_intact(p, &s->record);
 	struct found f;
 	errint_t r = look_at(p, s->hint, &s->record, &f);
 
@@ -450,7 +486,8 @@ static errint_t recover_dirty(struct recovery *rc, struct scratch *s)
 		scratch_free(s);
 		return r;
 	}
-	if ((s->record.flags & RECORD_DOOMED) && f.where == ABSENT)
+	if ((s->record.flags & RECORD_DOOMED) && f.where == ABSENT &&
+	    (intact || s->record.sync_seq == 0))
 		return delete_scratch(rc, s); /* unlinked, and so it stayed */
 	if ((s->record.flags & RECORD_DOOMED) && f.where == FOREIGN) {
 		scratch_register(p, s);
@@ -462,22 +499,22 @@ static errint_t recover_dirty(struct recovery *rc, struct scratch *s)
 	if (f.where == ABSENT && (s->record.flags & RECORD_NEW) &&
 	    ident_is_none(&s->record.base.ident) && never_written(p, s))
 		return delete_scratch(rc, s); /* stopped before its object was made (O3) */
-	rc->taken++;
-	if (same_boot)
+	if (intact) {
+		rc->taken++;
+		if (p->place.clean)
+			claim_synced(p, s);
 		return take(p, s, &f);
-	if (f.where == NEWER && f.object.cellar.seq >= s->record.sync_seq) {
-		rc->taken--;
-		return delete_scratch(rc, s);
 	}
-	if (s->record.sync_seq == 0 && f.where != ABSENT)
+	if (f.where == NEWER && is_superseded(p, &s->record, &f))
+		return delete_scratch(rc, s);
+	if (s->record.sync_seq == 0 ||
+	    (f.where == AT_BASE && is_superseded(p, &s->record, &f)))
 		return distrust(rc, s, &f);
-	if (s->record.sync_seq > 0) {
-		r = cut(p, s);
-		if (r == -EUCLEAN) {
-			scratch_register(p, s);
-			return scratch_set_aside(p, s,
-			                         "it is shorter than what was synced");
-		}
+	rc->taken++;
+	r = cut(p, s);
+	if (r == -EUCLEAN) {
+		scratch_register(p, s);
+		return scratch_set_aside(p, s, "it is shorter than what was synced");
 	}
 	return r == 0 ? take(p, s, &f) : r;
 }
@@ -501,8 +538,10 @@ static errint_t keep_clean(struct recovery *rc, struct scratch *s)
 {
 	struct pool *p = rc->p;
 	struct catalog_scratch row;
-	bool intact = p->place.clean || uuid_equal(&s->record.boot, &p->boot);
+	bool intact = is_intact(p, &s->record);
 
+	if (is_broken(BREAK_KEEP_CLEAN))
+		intact = true;
 	if (!intact || (s->record.flags & RECORD_PARTIAL)) /* (R3) */
 		return delete_scratch(rc, s);
 	if (catalog_scratch_get(p->catalog, s->ino, &row)) {
@@ -579,6 +618,28 @@ static errint_t count_lost(void *ctx, const char *name, unsigned char type)
 	return 0;
 }
 
+bool recovery_settles(struct pool *p, struct scratch *s, struct node *n)
+{
+	struct place at;
+	struct found f;
+	errint_t r = node_place(p->tree, n, &at);
+
+	lock_assert_held(&n->lock);
+	if (r < 0)
+		return true;
+	r = look_into(p, store_open_object(at.dirfd, at.store_name.s), &s->record, &f);
+	place_release(p->tree, &at);
+	if (r < 0 || (f.where != AT_BASE && f.where != NEWER))
+		return true; /* its flush finds out what that is */
+	if (!uuid_equal(&s->record.boot, &p->boot) && is_superseded(p, &s->record, &f))
+		return false;
+	s->record.base = f.stamp;
+	s->record.flags &= ~RECORD_DOOMED;
+	if (f.object.kind != OBJECT_EMPTY)
+		s->record.flags &= ~RECORD_NEW;
+	return true;
+}
+
 static void met(void *ctx, struct node *n)
 {
 	struct pool *p = ctx;
@@ -611,6 +672,8 @@ errint_t pool_recover(struct pool *p, char **cause)
 		r = sys_walk_dir(rc.shard_fd, recover_file, &rc);
 		(void)sys_close(rc.shard_fd);
 	}
+	if (r == 0 && p->place.clean && rc.taken > 0)
+		r = sys_syncfs(p->scratch_fd); /* what claim_synced() wrote */
 	if (r == 0) {
 		r = sys_unlinkat(p->place.dirfd, "clean", 0); /* (R4) */
 		if (r == -ENOENT)
@@ -708,7 +771,10 @@ static void give_up_waiting(struct pool *p)
 		lock_drop(&p->lock);
 		if (!pick)
 			return;
-		if (scratch_set_aside(p, pick, "its object is gone from the store") < 0)
+		if (pick->record.flags & RECORD_DOOMED)
+			scratch_drop(p, pick); /* unlinked, and so it stayed */
+		else if (scratch_set_aside(p, pick, "its object is gone from the store") <
+		         0)
 			return;
 		atomic_fetch_sub(&p->waiting, 1);
 		lock_take(&p->lock);

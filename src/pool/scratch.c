@@ -5,7 +5,7 @@
  *  (S1) The record says dirty before the first byte of a scratch changes
  *       (scratch_make_dirty, called by whoever opens for writing, truncates or creates).
  *  (S2) A scratch file is deleted only in scratch_destroy(), which refuses a dirty one
- *       unless it is doomed, and in eviction of unattached clean ones (evict.c).
+ *       unless it is doomed, and in scratch_drop(), for recovery (recovery.c, R1).
  *  (S3) node->scratch is set and cleared under node->lock, and cleared only while no handle is
  *       open and no flusher works on it; so an open handle may read it without the lock.
  *  (S4) Record before row: catalog_scratch_put() comes after scratch_record().
@@ -330,6 +330,17 @@ errint_t scratch_destroy(struct pool *p, struct scratch *s)
 		node_unref(p->tree, n);
 	}
 	return 0;
+}
+
+void scratch_drop(struct pool *p, struct scratch *s)
+{
+	uint64_t ino = s->ino;
+
+	INVARIANT(!s->node);
+	(void)sys_unlinkat(p->scratch_fd, scratch_name(ino).s, 0);
+	scratch_unregister(p, s); /* wakes whoever waits for s->busy */
+	scratch_free(s);
+	catalog_scratch_delete(p->catalog, ino);
 }
 
 errint_t pool_move_to_lost(struct pool *p, const char *scratch_file, uint64_t ino)

@@ -11,6 +11,10 @@
  *  (Y3) An error of fdatasync is sticky: the kernel reports a lost page once, so the record is
  *       not advanced again until a flush from memory has succeeded; each fsync until then
  *       answers the error.
+ *  (Y4) Of a sync and a flush the later one has the higher number: a sync that follows a flush
+ *       is recorded with a new number, also where sync_size says enough already; and a record
+ *       whose base is a flush's object keeps no sync of before that flush (job_finish()). So
+ *       recovery may compare the two.
  *
  * No lock is held while a disk is waited for; what changes meanwhile raises its flag or gen
  * again and is met by the next sync.
@@ -21,6 +25,7 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "pool/internal.h"
+#include "store/attrs.h"
 
 #include "utlist.h"
 
@@ -114,6 +119,27 @@ errint_t sync_directories(struct pool *p, struct node *dir, int dirfd)
 	return r;
 }
 
+/* Of a new file whose scratch is durable now: from here on a missing one is a loss. Not before: a
+ * place-holder without mark and scratch could not be read (attrs.h). */
+static void unmark_object(struct pool *p, struct node *n)
+{
+	struct place at;
+	int fd;
+
+	rwlock_rd(&p->tree->ns);
+	lock_take(&n->lock);
+	if (node_place(p->tree, n, &at) == 0) {
+		fd = store_open_object(at.dirfd, at.store_name.s);
+		if (fd >= 0) {
+			attrs_unmark_new(fd);
+			(void)sys_close(fd);
+		}
+		place_release(p->tree, &at);
+	}
+	lock_drop(&n->lock);
+	rwlock_drop(&p->tree->ns);
+}
+
 /* The object's inode and name. */
 static errint_t sync_object(struct pool *p, struct node *n)
 {
@@ -134,7 +160,7 @@ static errint_t sync_object(struct pool *p, struct node *n)
 	} else if (fd == -EACCES) {
 		r = sys_syncfs(p->store->root_fd); /* an ordinary user's unreadable file */
 	} else {
-		r = fd == -ENOENT ? 0 : fd;
+		r = fd == -ENOENT ? sys_syncfs(p->store->root_fd) : fd; /* just renamed */
 	}
 	if (r == 0)
 		r = sync_directories(p, at.parent, at.dirfd);
@@ -165,6 +191,8 @@ struct sync_state {
 	uint64_t gen, size;
 	uint32_t shrinks;
 	bool name, attr, file;
+	bool is_new;    /* its object may be marked so */
+	errint_t error; /* sync_many(): of its own */
 };
 
 /* node->lock held. Takes the unsynced flags: whoever changes more raises them again. */
@@ -192,6 +220,7 @@ static errint_t sync_begin(struct pool *p, struct scratch *s, struct sync_state 
 	ret->name = s->name_unsynced && !s->doomed;
 	ret->attr = s->attr_unsynced && !s->doomed;
 	ret->file = s->file_unsynced;
+	ret->is_new = (s->record.flags & RECORD_NEW) && s->record.sync_seq == 0;
 	s->name_unsynced = s->attr_unsynced = s->file_unsynced = false;
 	return 0;
 }
@@ -216,7 +245,9 @@ static errint_t sync_advance(struct pool *p, struct sync_state *y, bool *ret_wro
 	*ret_again = s->shrinks != y->shrinks;
 	if (*ret_again || s->record.state != RECORD_DIRTY)
 		return 0;
-	if (s->record.sync_seq > 0 && s->record.sync_size >= y->size)
+	/* seq is beyond sync_seq: a flush was given its number since (Y4). */
+	if (s->record.sync_seq > 0 && s->record.sync_seq == s->record.seq &&
+	    s->record.sync_size >= y->size)
 		return 0;
 	s->record.sync_seq = ++s->record.seq;
 	s->record.sync_size = y->size;
@@ -238,13 +269,18 @@ static errint_t sync_data(struct pool *p, struct node *n, struct sync_state *y)
 	bool wrote = false, again = false;
 	errint_t r = 0;
 
-	if (y->name || y->attr)
+	if ((y->name || y->attr) && !is_broken(BREAK_NEW_NAME))
 		r = sync_object(p, n);
 	if (r == 0 && y->file)
 		r = sync_scratch_dir(p, y->s);
 	if (r < 0)
 		return r;
 	step("fsync.names");
+	if (is_broken(BREAK_RECORD_FIRST)) {
+		lock_take(&n->lock);
+		(void)sync_advance(p, y, &wrote, &again);
+		lock_drop(&n->lock);
+	}
 	count_one(COUNTER_POOL_SYNCS);
 	r = sys_fdatasync(y->fd);
 	step("fsync.data");
@@ -302,6 +338,8 @@ static errint_t sync_once(struct pool *p, struct node *n)
 		sync_done(&y);
 	s->holds--;
 	lock_drop(&n->lock);
+	if (r == 0 && y.is_new)
+		unmark_object(p, n);
 	(void)sys_close(y.fd);
 	return r;
 }
@@ -326,10 +364,18 @@ errint_t pool_sync_before_rename(struct pool *p, struct node *n)
 {
 	bool dirty;
 
+	if (is_broken(BREAK_RENAME_SYNC))
+		return 0;
 	lock_take(&n->lock);
 	dirty = n->scratch && n->scratch->record.state == RECORD_DIRTY;
 	lock_drop(&n->lock);
 	return dirty ? pool_fsync(p, n, false) : 0;
+}
+
+errint_t pool_sync_store(struct pool *p)
+{
+	count_one(COUNTER_STORE_SYNCS);
+	return sys_syncfs(p->store->root_fd);
 }
 
 /* ---- background ---- */
@@ -400,7 +446,7 @@ static errint_t sync_many(struct pool *p, struct node **nodes, size_t count)
 		if (!y[i].s)
 			continue;
 		lock_take(&nodes[i]->lock);
-		(void)sync_advance(p, &y[i], &wrote, &again);
+		y[i].error = sync_advance(p, &y[i], &wrote, &again);
 		lock_drop(&nodes[i]->lock);
 	}
 	if (r == 0)
@@ -409,12 +455,14 @@ static errint_t sync_many(struct pool *p, struct node **nodes, size_t count)
 		if (!y[i].s)
 			continue;
 		lock_take(&nodes[i]->lock);
-		if (r < 0)
+		if (r < 0 || y[i].error < 0)
 			sync_failed(&y[i]);
 		else if (y[i].s->shrinks == y[i].shrinks)
 			sync_done(&y[i]);
 		y[i].s->holds--;
 		lock_drop(&nodes[i]->lock);
+		if (r == 0 && y[i].error == 0 && y[i].is_new)
+			unmark_object(p, nodes[i]);
 	}
 	free(y);
 	return r;

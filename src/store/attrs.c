@@ -5,7 +5,7 @@
  * ordinary user may set user.* only while the mode still lets it write; an ACL sets mode
  * bits); then the mode; then the times, which everything before may move.
  *
- * Left alone: security.ima and security.evm. They are sums over one inode's bytes and
+ * Left behind: user.cellar.*, which is the daemon's own. Left alone: security.ima and security.evm. They are sums over one inode's bytes and
  * attributes, kept by the kernel; on other bytes they would only make the file unreadable.
  *
  * Threads: any; the caller keeps both files from changing.
@@ -18,6 +18,8 @@
 #include "base/sysio.h"
 
 #define XATTR_MAX (64 << 10) /* the kernel's limit for a list and for a value */
+#define OURS      "user.cellar."
+#define NEW_MARK  "user.cellar.new"
 
 struct xattr_list {
 	char *names; /* NUL-terminated, one after the other */
@@ -113,7 +115,7 @@ static errint_t copy_xattrs(int from, int to, char **cause)
 			set_cause_errno(cause, err, "cannot remove attribute %s", n);
 	}
 	for (const char *n = next_name(&want, NULL); n && !err; n = next_name(&want, n)) {
-		if (is_kernels_own(n))
+		if (is_kernels_own(n) || !strncmp(n, OURS, sizeof(OURS) - 1))
 			continue;
 		err = copy_xattr(from, to, n, buf);
 		if (err)
@@ -176,4 +178,24 @@ errint_t attrs_copy(int from, int to, const struct timespec *mtime, char **cause
 	if (err)
 		set_cause_errno(cause, err, "cannot set times");
 	return err;
+}
+
+/* ---- the mark of a new file ---- */
+
+void attrs_mark_new(int fd, const struct uuid *pool)
+{
+	(void)sys_fsetxattr(fd, NEW_MARK, pool->b, sizeof(pool->b), 0);
+}
+
+bool attrs_is_marked_new(int fd, const struct uuid *pool)
+{
+	struct uuid mark;
+
+	return sys_fgetxattr(fd, NEW_MARK, mark.b, sizeof(mark.b)) == sizeof(mark.b) &&
+	       uuid_equal(&mark, pool);
+}
+
+void attrs_unmark_new(int fd)
+{
+	(void)sys_fremovexattr(fd, NEW_MARK);
 }

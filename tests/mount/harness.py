@@ -458,7 +458,10 @@ class Cellar:
     def launch(self, env=None, argv=None):
         """Starts the daemon in the foreground and does not wait."""
         assert self.proc is None or self.proc.poll() is not None, "it runs already"
-        path = os.path.join(self.box.logs, f"{os.path.basename(self.mnt)}.{len(self.log_paths)}.log")
+        number = len(self.log_paths)
+        name = os.path.join(self.box.logs, os.path.basename(self.mnt))
+        while os.path.exists(path := f"{name}.{number}.log"):  # of another cellar there
+            number += 1
         self.log_paths.append(path)
         with open(path, "ab") as log:
             self.proc = subprocess.Popen(  # pylint: disable=consider-using-with
