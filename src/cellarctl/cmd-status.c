@@ -94,7 +94,8 @@ static void print_troubles(const json_t *j)
 	           "files that could not be written back, and are tried again", "path",
 	           "error");
 	print_list(out_member(j, "lost_and_found"), out_number(j, "lost_and_found_files"),
-	           "files in lost+found of the pool", "name", "path");
+	           "files in lost+found of the pool; cellarctl recover tells more", "name",
+	           "path");
 }
 
 static void print_cellar(const json_t *j)

@@ -24,6 +24,7 @@ extern const struct cmd cmd_flush;
 extern const struct cmd cmd_evict;
 extern const struct cmd cmd_compact;
 extern const struct cmd cmd_verify;
+extern const struct cmd cmd_recover;
 extern const struct cmd cmd_umount;
 
 /* "cellarctl: MESSAGE" on stderr, control characters escaped. */

@@ -17,7 +17,8 @@
 #include "cellarctl/output.h"
 
 static const struct cmd *const commands[] = {
-    &cmd_status, &cmd_flush, &cmd_evict, &cmd_compact, &cmd_verify, &cmd_umount,
+    &cmd_status, &cmd_flush,   &cmd_evict,  &cmd_compact,
+    &cmd_verify, &cmd_recover, &cmd_umount,
 };
 
 /* ---- messages ---- */
@@ -256,16 +257,17 @@ static void print_help(void)
 		printf("  %s%s%s\n        %s\n", commands[i]->name,
 		       commands[i]->args[0] ? " " : "", commands[i]->args,
 		       commands[i]->help);
-	printf("\n"
-	       "Without MOUNTPOINT or PATH, status shows every running cellar, flush and "
-	       "verify\n"
-	       "work on every running cellar of this user.\n"
-	       "\n"
-	       "  -h, --help     print this and exit\n"
-	       "  -V, --version  print the version and exit\n"
-	       "\n"
-	       "Exit status: 0 done, 1 failed, 2 wrong usage, 3 no cellard is running "
-	       "there.\n");
+	printf(
+	    "\n"
+	    "Without MOUNTPOINT or PATH, status shows every running cellar, flush, verify "
+	    "and\n"
+	    "recover work on every running cellar of this user.\n"
+	    "\n"
+	    "  -h, --help     print this and exit\n"
+	    "  -V, --version  print the version and exit\n"
+	    "\n"
+	    "Exit status: 0 done, 1 failed, 2 wrong usage, 3 no cellard is running "
+	    "there.\n");
 }
 
 static const struct cmd *find_command(const char *name)

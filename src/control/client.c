@@ -487,14 +487,17 @@ static void found_read_dirs(struct found *f, uid_t uid)
 {
 	char *dirs[PROTOCOL_DIRS_MAX];
 	size_t n = protocol_socket_dirs(uid, dirs);
+	struct stat st;
 
 	for (size_t i = 0; i < n; i++) {
 		f->dir_fd =
 		    sys_openat(AT_FDCWD, dirs[i], O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
-		if (f->dir_fd >= 0) {
+		/* Anybody can make a directory of another's name in /tmp. */
+		if (f->dir_fd >= 0 && sys_fstat(f->dir_fd, &st) == 0 &&
+		    (st.st_uid == 0 || st.st_uid == uid))
 			(void)sys_walk_dir(f->dir_fd, found_add, f);
+		if (f->dir_fd >= 0)
 			close(f->dir_fd);
-		}
 		free(dirs[i]);
 	}
 }
@@ -587,7 +590,7 @@ static int take_reply(json_t *reply,
                       void (*each)(void *ctx, const char *kind, json_t *object), void *ctx,
                       json_t **ret, char **cause)
 {
-	static const char *const kinds[] = {"progress", "failure"};
+	static const char *const kinds[] = {"progress", "failure", "entry"};
 	json_t *result = json_object_get(reply, "result");
 
 	if (json_object_get(reply, "error"))

@@ -53,7 +53,7 @@ bool control_source_is_mounted(const char *source);
 errint_t control_connect(const struct control_mount *m, struct control_client *ret,
                          char **cause);
 
-/* Sends a request and reads to its end; each progress / failure object goes to `each` (may
+/* Sends a request and reads to its end; each progress / failure / entry object goes to `each` (may
  * be NULL). *ret: the result object (json_decref it). -EREMOTEIO with cause for an error
  * reply, -ECONNRESET when the daemon went. */
 errint_t control_call(struct control_client *c, json_t *request, /* stolen */

@@ -21,7 +21,9 @@
 #include "base/log.h"
 #include "base/text.h"
 #include "base/background.h"
+#include "control/lost.h"
 #include "pool/compact.h"
+#include "pool/lost.h"
 #include "tree/resolve.h"
 #include "upkeep/verify.h"
 
@@ -32,20 +34,23 @@
 
 /* ---- sending ---- */
 
-static bool session_stopped(const struct control_session *s)
+bool control_session_stopped(const struct control_session *s)
 {
 	return __atomic_load_n(&s->stop, __ATOMIC_RELAXED);
 }
 
 /* After a failure the session is over. */
-static void session_send(struct control_session *s, json_t *object)
+void control_session_send(struct control_session *s, json_t *object)
 {
-	if (session_stopped(s)) {
+	if (control_session_stopped(s)) {
 		json_decref(object);
 		return;
 	}
-	if (protocol_send(s->stream.fd, object, s->idle_ms) < 0)
+	if (protocol_send_fd(s->stream.fd, object, s->result_fd, s->idle_ms) < 0)
 		__atomic_store_n(&s->stop, true, __ATOMIC_RELAXED);
+	if (s->result_fd >= 0)
+		close(s->result_fd);
+	s->result_fd = -1;
 }
 
 static void session_progress(struct control_session *s, const struct pool_progress *p)
@@ -55,26 +60,27 @@ static void session_progress(struct control_session *s, const struct pool_progre
 	if (s->progress_sent_ms && now_ms - s->progress_sent_ms < PROGRESS_EVERY_MS)
 		return;
 	s->progress_sent_ms = now_ms;
-	session_send(s, json_pack("{s:{s:I,s:I,s:I,s:I,s:I}}", "progress", "files_done",
-	                          (json_int_t)p->files_done, "files_total",
-	                          (json_int_t)p->files_total, "bytes_done",
-	                          (json_int_t)p->bytes_done, "bytes_total",
-	                          (json_int_t)p->bytes_total, "failed",
-	                          (json_int_t)p->failed));
+	control_session_send(s, json_pack("{s:{s:I,s:I,s:I,s:I,s:I}}", "progress",
+	                                  "files_done", (json_int_t)p->files_done,
+	                                  "files_total", (json_int_t)p->files_total,
+	                                  "bytes_done", (json_int_t)p->bytes_done,
+	                                  "bytes_total", (json_int_t)p->bytes_total,
+	                                  "failed", (json_int_t)p->failed));
 }
 
 static void session_failure(struct control_session *s, const char *path, const char *error)
 {
-	session_send(s, json_pack("{s:{s:o,s:o}}", "failure", "path", protocol_string(path),
-	                          "error", protocol_string(error)));
+	control_session_send(s, json_pack("{s:{s:o,s:o}}", "failure", "path",
+	                                  protocol_string(path), "error",
+	                                  protocol_string(error)));
 }
 
 static void session_error(struct control_session *s, errint_t err, const char *text)
 {
 	const char *name = strerrorname_np(-err);
 
-	session_send(s, json_pack("{s:o,s:s}", "error", protocol_string(text), "errno",
-	                          name ? name : "EIO"));
+	control_session_send(s, json_pack("{s:o,s:s}", "error", protocol_string(text),
+	                                  "errno", name ? name : "EIO"));
 }
 
 /* ---- status ---- */
@@ -117,14 +123,18 @@ static void status_add_failing(void *ctx, const char *path, const char *error)
 		                                "error", protocol_string(error)));
 }
 
-static void status_add_lost(void *ctx, const char *name, const char *hint)
+static errint_t status_add_lost(void *ctx, const struct pool_lost *e)
 {
 	struct status_list *l = ctx;
 
-	if (status_list_has_room(l, name, hint))
-		json_array_append_new(l->items,
-		                      json_pack("{s:o,s:o}", "name", protocol_string(name),
-		                                "path", protocol_string(hint)));
+	/* The reason is short and ours. */
+	if (status_list_has_room(l, e->name, e->hint) &&
+	    status_list_has_room(l, e->why, NULL))
+		json_array_append_new(l->items, json_pack("{s:o,s:o,s:o}", "name",
+		                                          protocol_string(e->name), "path",
+		                                          protocol_string(e->hint), "why",
+		                                          protocol_string(e->why)));
+	return 0;
 }
 
 static json_t *status_options(const struct control_session *s)
@@ -214,7 +224,7 @@ static void status_add_names(json_t *j, const struct control_session *s,
 
 	if (s->privileged) {
 		pool_each_failing(s->context->pool, status_add_failing, &failing);
-		pool_each_lost(s->context->pool, status_add_lost, &lost);
+		(void)pool_each_lost(s->context->pool, status_add_lost, &lost);
 	}
 	json_object_set_new(j, "last_error",
 	                    s->privileged ? status_last_error() : json_null());
@@ -266,7 +276,7 @@ static uint64_t each_node(struct control_session *s, const struct control_inodes
 	struct tree *t = s->context->tree;
 	uint64_t unknown = 0;
 
-	for (size_t i = 0; i < inodes->count && !session_stopped(s); i++) {
+	for (size_t i = 0; i < inodes->count && !control_session_stopped(s); i++) {
 		struct node *n = tree_get(t, inodes->ino[i]);
 
 		if (n) {
@@ -428,7 +438,7 @@ static bool flush_stop(void *ctx)
 {
 	struct flush_run *f = ctx;
 
-	return session_stopped(f->session);
+	return control_session_stopped(f->session);
 }
 
 /* Flushes at or below n (NULL: everything). */
@@ -727,6 +737,8 @@ static const struct control_command commands[] = {
     {"compact", COMMAND_PRIVILEGED | COMMAND_INODES, run_compact},
     {"verify", COMMAND_PRIVILEGED | COMMAND_INODES, run_verify},
     {"umount", COMMAND_PRIVILEGED, run_umount},
+    {"lost", COMMAND_PRIVILEGED, control_lost},
+    {"discard", COMMAND_PRIVILEGED, control_discard},
 };
 
 const struct control_command *control_command_find(const char *name)
@@ -745,6 +757,8 @@ void control_session_init(struct control_session *s, const struct control_contex
 	memset(s, 0, sizeof(*s));
 	s->context = c;
 	protocol_stream_init(&s->stream, fd);
+	s->stream.line_max = PROTOCOL_REQUEST_MAX;
+	s->result_fd = -1;
 	s->uid = uid;
 	s->privileged = uid == 0 || uid == geteuid();
 	s->idle_ms = PROTOCOL_IDLE_MS;
@@ -753,17 +767,20 @@ void control_session_init(struct control_session *s, const struct control_contex
 void control_session_clear(struct control_session *s)
 {
 	protocol_stream_clear(&s->stream);
+	if (s->result_fd >= 0)
+		close(s->result_fd);
+	s->result_fd = -1;
 }
 
 static void session_greet(struct control_session *s)
 {
 	const struct control_context *c = s->context;
 
-	session_send(s, json_pack("{s:i,s:i,s:s,s:o,s:o}", "cellar", PROTOCOL_VERSION,
-	                          "pid", (int)getpid(), "state",
-	                          c->is_draining(c->ctx) ? "draining" : "running",
-	                          "mountpoint", protocol_string(c->mountpoint), "store",
-	                          protocol_string(c->store->path)));
+	control_session_send(s, json_pack("{s:i,s:i,s:s,s:o,s:o}", "cellar",
+	                                  PROTOCOL_VERSION, "pid", (int)getpid(), "state",
+	                                  c->is_draining(c->ctx) ? "draining" : "running",
+	                                  "mountpoint", protocol_string(c->mountpoint),
+	                                  "store", protocol_string(c->store->path)));
 }
 
 static errint_t parse_inodes(const json_t *request, struct control_inodes *ret,
@@ -826,13 +843,15 @@ static void session_answer(struct control_session *s, const json_t *request)
 	errint_t r;
 
 	s->progress_sent_ms = 0;
+	s->request = request;
 	r = run_command(s, request, &result, &cause);
+	s->request = NULL;
 	if (r == 0 && !result)
 		r = -ENOMEM;
 	if (r < 0)
 		session_error(s, r, cause ? cause : strerror(-r));
 	else
-		session_send(s, json_pack("{s:O}", "result", result));
+		control_session_send(s, json_pack("{s:O}", "result", result));
 	json_decref(result);
 	__atomic_store_n(&s->ending, false, __ATOMIC_RELAXED);
 }
@@ -866,7 +885,7 @@ static void session_refuse(struct control_session *s, errint_t err)
 void control_session_serve(struct control_session *s)
 {
 	session_greet(s);
-	while (!session_stopped(s)) {
+	while (!control_session_stopped(s)) {
 		const json_t *version;
 		json_t *request = NULL;
 		errint_t r = protocol_read(&s->stream, s->idle_ms, &request);

@@ -21,6 +21,8 @@ struct control_session {
 	bool privileged; /* root or the daemon's user */
 	uint64_t idle_ms;
 	uint64_t progress_sent_ms;
+	const json_t *request; /* being answered, borrowed */
+	int result_fd;         /* goes with its result; owned, -1: none */
 	/* Read and written by any thread, with __atomic only: */
 	volatile bool stop; /* the daemon ends, or the peer is gone */
 	bool ending;        /* the request is umount: the daemon waits for its result */
@@ -34,6 +36,11 @@ void control_session_clear(struct control_session *s);
 /* Greets, then answers requests until the peer goes, misbehaves or is idle for too long, or
  * stop is set and the socket shut down. Never waits for a peer longer than idle_ms. */
 void control_session_serve(struct control_session *s);
+
+/* For handlers: one object more before the result (stolen). After a failure the session is
+ * over, and nothing is sent any more. */
+void control_session_send(struct control_session *s, json_t *object);
+bool control_session_stopped(const struct control_session *s);
 
 enum control_command_flags {
 	COMMAND_PRIVILEGED = 1, /* for root and the daemon's user only */

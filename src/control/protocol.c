@@ -25,11 +25,15 @@ void protocol_stream_init(struct protocol_stream *s, int fd)
 {
 	memset(s, 0, sizeof(*s));
 	s->fd = fd;
+	s->passed_fd = -1;
+	s->line_max = PROTOCOL_LINE_MAX;
 }
 
 void protocol_stream_clear(struct protocol_stream *s)
 {
 	free(s->buf);
+	if (s->passed_fd >= 0)
+		close(s->passed_fd);
 	protocol_stream_init(s, -1);
 }
 
@@ -87,6 +91,44 @@ static errint_t stream_make_room(struct protocol_stream *s)
 	return 0;
 }
 
+/* Room for one descriptor; what else is sent the kernel closes. */
+union control {
+	struct cmsghdr align;
+	char bytes[CMSG_SPACE(sizeof(int))];
+};
+
+static void take_passed(struct protocol_stream *s, struct msghdr *m)
+{
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c)) {
+		int fd;
+
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS ||
+		    c->cmsg_len != CMSG_LEN(sizeof(fd)))
+			continue;
+		memcpy(&fd, CMSG_DATA(c), sizeof(fd));
+		if (s->passed_fd >= 0)
+			close(s->passed_fd);
+		s->passed_fd = fd;
+	}
+}
+
+static ssize_t receive_with_fds(struct protocol_stream *s, void *buf, size_t len)
+{
+	struct iovec iov = {.iov_base = buf, .iov_len = len};
+	union control control = {.bytes = {0}};
+	struct msghdr m = {
+	    .msg_iov = &iov,
+	    .msg_iovlen = 1,
+	    .msg_control = control.bytes,
+	    .msg_controllen = sizeof(control.bytes),
+	};
+	ssize_t n = recvmsg(s->fd, &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+
+	if (n >= 0)
+		take_passed(s, &m);
+	return n;
+}
+
 /* One recv(2). -EAGAIN: nothing there. */
 static errint_t stream_receive(struct protocol_stream *s)
 {
@@ -95,7 +137,8 @@ static errint_t stream_receive(struct protocol_stream *s)
 
 	if (r < 0)
 		return r;
-	n = recv(s->fd, s->buf + s->end, READ_PIECE, MSG_DONTWAIT);
+	n = s->takes_fds ? receive_with_fds(s, s->buf + s->end, READ_PIECE)
+	                 : recv(s->fd, s->buf + s->end, READ_PIECE, MSG_DONTWAIT);
 	if (n < 0)
 		return errno == EINTR ? -EAGAIN : -errno;
 	if (n == 0)
@@ -131,7 +174,7 @@ errint_t protocol_read_line(struct protocol_stream *s, uint64_t timeout_ms, char
 	while (!stream_take_line(s, ret, ret_len)) {
 		errint_t r;
 
-		if (s->end - s->start > PROTOCOL_LINE_MAX)
+		if (s->end - s->start > s->line_max)
 			return -EMSGSIZE;
 		r = stream_receive(s);
 		if (r == -EAGAIN)
@@ -142,7 +185,7 @@ errint_t protocol_read_line(struct protocol_stream *s, uint64_t timeout_ms, char
 		if (r < 0)
 			return r;
 	}
-	return *ret_len > PROTOCOL_LINE_MAX ? -EMSGSIZE : 0;
+	return *ret_len > s->line_max ? -EMSGSIZE : 0;
 }
 
 errint_t protocol_read(struct protocol_stream *s, uint64_t timeout_ms, json_t **ret)
@@ -163,13 +206,32 @@ errint_t protocol_read(struct protocol_stream *s, uint64_t timeout_ms, json_t **
 	return 0;
 }
 
-static errint_t send_all(int fd, const char *p, size_t len, uint64_t deadline_ms)
+static ssize_t send_some(int fd, const char *p, size_t len, int passed)
+{
+	struct iovec iov = {.iov_base = (char *)(uintptr_t)p, .iov_len = len};
+	union control control = {.bytes = {0}};
+	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1};
+
+	if (passed >= 0) {
+		m.msg_control = control.bytes;
+		m.msg_controllen = sizeof(control.bytes);
+		control.align.cmsg_level = SOL_SOCKET;
+		control.align.cmsg_type = SCM_RIGHTS;
+		control.align.cmsg_len = CMSG_LEN(sizeof(passed));
+		memcpy(CMSG_DATA(&control.align), &passed, sizeof(passed));
+	}
+	return sendmsg(fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+static errint_t send_all(int fd, const char *p, size_t len, int passed,
+                         uint64_t deadline_ms)
 {
 	while (len > 0) {
-		ssize_t n = send(fd, p, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+		ssize_t n = send_some(fd, p, len, passed);
 		errint_t r;
 
 		if (n >= 0) {
+			passed = -1; /* it went with the first byte */
 			p += n;
 			len -= (size_t)n;
 			continue;
@@ -187,6 +249,11 @@ static errint_t send_all(int fd, const char *p, size_t len, uint64_t deadline_ms
 
 errint_t protocol_send(int fd, json_t *object, uint64_t timeout_ms)
 {
+	return protocol_send_fd(fd, object, -1, timeout_ms);
+}
+
+errint_t protocol_send_fd(int fd, json_t *object, int passed, uint64_t timeout_ms)
+{
 	char *text =
 	    object ? json_dumps(object, JSON_COMPACT | JSON_REAL_PRECISION(15)) : NULL;
 	errint_t r = -ENOMEM;
@@ -199,7 +266,7 @@ errint_t protocol_send(int fd, json_t *object, uint64_t timeout_ms)
 	text[len] = '\n'; /* in the place of the NUL */
 	r = len > PROTOCOL_LINE_MAX
 	        ? -EMSGSIZE
-	        : send_all(fd, text, len + 1, deadline_after(timeout_ms));
+	        : send_all(fd, text, len + 1, passed, deadline_after(timeout_ms));
 	free(text);
 	return r;
 }

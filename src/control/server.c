@@ -291,7 +291,7 @@ static errint_t server_bind(struct control_server *s, char **cause)
 
 	if (r < 0)
 		return r;
-	s->dir_fd = sys_openat(AT_FDCWD, s->dir, O_RDONLY | O_DIRECTORY, 0);
+	s->dir_fd = sys_openat(AT_FDCWD, s->dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
 	r = s->dir_fd;
 	if (r >= 0) {
 		lock_fd =

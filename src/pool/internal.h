@@ -193,9 +193,8 @@ errint_t scratch_destroy(struct pool *p, struct scratch *s);
 /* Deletes a scratch that nobody has and that nothing is lost with: recovery found its object
  * newer, or its file gone for good. It is frozen by s->busy. */
 void scratch_drop(struct pool *p, struct scratch *s);
-/* Moves the file to lost+found. Same conditions. why is logged. */
+/* Moves the file to lost+found. Same conditions. why is logged, and kept with it. */
 errint_t scratch_set_aside(struct pool *p, struct scratch *s, const char *why);
-errint_t pool_move_to_lost(struct pool *p, const char *scratch_file, uint64_t ino);
 
 /* A scratch of an earlier run, still known by its number only, becomes n's. node->lock held. */
 void scratch_adopt_earlier(struct pool *p, struct node *n);

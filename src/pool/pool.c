@@ -458,31 +458,3 @@ void pool_each_failing(struct pool *p, pool_failure_fn fn, void *ctx)
 	}
 	free(f);
 }
-
-struct lost_walk {
-	struct pool *p;
-	void (*fn)(void *ctx, const char *name, const char *hint);
-	void *ctx;
-};
-
-static errint_t each_lost(void *ctx, const char *name, unsigned char type)
-{
-	struct lost_walk *w = ctx;
-	cleanup_free char *hint = NULL;
-	int fd = sys_openat(w->p->lost_fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
-
-	if (fd >= 0) {
-		(void)record_read_hint(fd, &hint);
-		(void)sys_close(fd);
-	}
-	w->fn(w->ctx, name, hint ? hint : "");
-	return 0;
-}
-
-void pool_each_lost(struct pool *p,
-                    void (*fn)(void *ctx, const char *name, const char *hint), void *ctx)
-{
-	struct lost_walk w = {p, fn, ctx};
-
-	(void)sys_walk_dir(p->lost_fd, each_lost, &w);
-}

@@ -20,8 +20,8 @@
  *   catalog.db   (-wal, -shm)
  *   clean        present only after a clean shutdown; removed durably before the mount answers
  *   scratch/XX/  XX = low byte of the number in hex; files named by the number in hex, 0600
- *   lost+found/  what recovery could not place, record and hint in its xattrs; the daemon
- *                never deletes it
+ *   lost+found/  what recovery could not place, record, hint and reason in its xattrs;
+ *                the daemon never deletes it (lost.h)
  *
  * Blocking: functions marked [waits] may wait for store, disk or hydration and are called
  * from worker threads; the others are memory or page cache only.
@@ -179,10 +179,6 @@ struct pool_stats {
 void pool_get_stats(struct pool *p, struct pool_stats *ret);
 /* Files whose last flush failed: path and error each. */
 void pool_each_failing(struct pool *p, pool_failure_fn fn, void *ctx);
-/* Entries of lost+found: name and hint. */
-void pool_each_lost(struct pool *p,
-                    void (*fn)(void *ctx, const char *name, const char *hint), void *ctx);
-
 struct node_state { /* for `cellarctl status PATH` and user.cellar.* */
 	bool warm, dirty, flushing, pinned;
 	uint32_t open, writers;

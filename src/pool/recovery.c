@@ -48,6 +48,7 @@
 #include "base/text.h"
 #include "base/workers.h"
 #include "pool/internal.h"
+#include "pool/lost.h"
 
 #include "utlist.h"
 
@@ -528,7 +529,7 @@ static errint_t move_aside(struct recovery *rc, const char *name, uint64_t ino,
 	errint_t r;
 
 	snprintf(path, sizeof(path), "%s/%.32s", rc->shard, name);
-	r = pool_move_to_lost(rc->p, path, ino);
+	r = pool_move_to_lost(rc->p, path, ino, why);
 	log_warn("scratch file %s %s; %s", path, why,
 	         r == 0 ? "it was moved to lost+found" : strerror(-r));
 	return r;

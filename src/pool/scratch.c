@@ -19,6 +19,7 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "pool/internal.h"
+#include "pool/lost.h"
 
 struct scratch_name scratch_name(uint64_t ino)
 {
@@ -343,37 +344,12 @@ void scratch_drop(struct pool *p, struct scratch *s)
 	catalog_scratch_delete(p->catalog, ino);
 }
 
-errint_t pool_move_to_lost(struct pool *p, const char *scratch_file, uint64_t ino)
-{
-	char name[64];
-	errint_t r;
-
-	for (unsigned i = 0; i < 10000; i++) {
-		if (i == 0)
-			snprintf(name, sizeof(name), "%016llx", (unsigned long long)ino);
-		else
-			snprintf(name, sizeof(name), "%016llx-%u", (unsigned long long)ino,
-			         i);
-		r = sys_renameat2(p->scratch_fd, scratch_file, p->lost_fd, name,
-		                  RENAME_NOREPLACE);
-		if (r != -EEXIST)
-			break;
-	}
-	if (r == 0) {
-		count_one(COUNTER_LOST_AND_FOUND);
-		lock_take(&p->lock);
-		p->lost_count++;
-		lock_drop(&p->lock);
-	}
-	return r;
-}
-
 errint_t scratch_set_aside(struct pool *p, struct scratch *s, const char *why)
 {
 	cleanup_free char *hint = text_escape(s->hint ? s->hint : "");
 	uint64_t ino = s->ino;
 	struct node *n;
-	errint_t r = pool_move_to_lost(p, scratch_name(ino).s, ino);
+	errint_t r = pool_move_to_lost(p, scratch_name(ino).s, ino, why);
 
 	if (r < 0) {
 		log_err("cannot move the scratch of \"%s\" (number %llu) to lost+found: %s",

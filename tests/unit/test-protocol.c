@@ -265,6 +265,41 @@ static void test_send_limits(void **state)
 	free(big);
 }
 
+/* A descriptor comes with its object, to whoever wants one, and to nobody else. */
+static void test_descriptors(void **state)
+{
+	struct harness *h = *state;
+	struct pair p;
+	json_t *j = NULL;
+	char buf[8] = "";
+	int fd;
+
+	harness_write(h->dirfd, "passed", "bytes", 5);
+	fd = openat(h->dirfd, "passed", O_RDONLY | O_CLOEXEC);
+	assert_true(fd >= 0);
+	pair_open(&p);
+	for (unsigned wanted = 0; wanted < 2; wanted++) {
+		p.stream.takes_fds = wanted;
+		assert_int_equal(protocol_send_fd(p.ours, json_object(), fd, LONG_MS), 0);
+		assert_int_equal(protocol_read(&p.stream, LONG_MS, &j), 0);
+		json_decref(j);
+		assert_int_equal(p.stream.passed_fd >= 0, wanted);
+	}
+	assert_int_equal(pread(p.stream.passed_fd, buf, sizeof(buf), 0), 5);
+	assert_string_equal(buf, "bytes");
+	/* Of many that come, none is left open but the last. */
+	for (unsigned i = 0; i < 100; i++) {
+		assert_int_equal(protocol_send_fd(p.ours, json_object(), fd, LONG_MS), 0);
+		assert_int_equal(protocol_read(&p.stream, LONG_MS, &j), 0);
+		json_decref(j);
+		assert_true(p.stream.passed_fd >= 0 && p.stream.passed_fd < fd + 20);
+	}
+	fd = p.stream.passed_fd;
+	protocol_stream_clear(&p.stream);
+	assert_int_equal(fcntl(fd, F_GETFD), -1);
+	pair_close(&p);
+}
+
 static void expect_sent_string(const char *in, const char *out)
 {
 	json_t *j = protocol_string(in);
@@ -500,7 +535,7 @@ static void test_deep_nesting(void **state)
 	talk_init(&t);
 	talk_start(&t, geteuid(), LONG_MS);
 	hear_greeting(&t);
-	putter_start(&w, t.pair.theirs, '[', 500000, "\n");
+	putter_start(&w, t.pair.theirs, '[', 200000, "\n");
 	hear_error(&t, "EBADMSG");
 	putter_end(&w);
 	talk_end(&t);
@@ -517,6 +552,21 @@ static void test_endless_line(void **state)
 	putter_start(&w, t.pair.theirs, ' ', 2 * (size_t)PROTOCOL_LINE_MAX, "");
 	hear_error(&t, "EMSGSIZE");
 	shutdown(t.pair.theirs, SHUT_RDWR);
+	putter_end(&w);
+	talk_end(&t);
+}
+
+/* What parsing takes is a multiple of the length: a request has a limit of its own. */
+static void test_long_request(void **state)
+{
+	struct putter w;
+	struct talk t;
+
+	talk_init(&t);
+	talk_start(&t, geteuid(), LONG_MS);
+	hear_greeting(&t);
+	putter_start(&w, t.pair.theirs, ' ', PROTOCOL_REQUEST_MAX + 1, "{}\n");
+	hear_error(&t, "EMSGSIZE");
 	putter_end(&w);
 	talk_end(&t);
 }
@@ -578,6 +628,9 @@ static void test_others_may_little(void **state)
 	    "{\"version\":1,\"command\":\"evict\",\"inodes\":[1]}",
 	    "{\"version\":1,\"command\":\"verify\"}",
 	    "{\"version\":1,\"command\":\"umount\"}",
+	    "{\"version\":1,\"command\":\"lost\"}",
+	    "{\"version\":1,\"command\":\"lost\",\"name\":\"x\"}",
+	    "{\"version\":1,\"command\":\"discard\",\"name\":\"x\",\"token\":\"y\"}",
 	};
 	struct talk t;
 
@@ -947,6 +1000,8 @@ int main(void)
 	    cmocka_unit_test(test_slow_line),
 	    cmocka_unit_test(test_objects_only),
 	    cmocka_unit_test(test_send_limits),
+	    cmocka_unit_test_setup_teardown(test_descriptors, harness_setup,
+	                                    harness_teardown),
 	    cmocka_unit_test(test_strings),
 	    cmocka_unit_test(test_socket_dirs),
 	    cmocka_unit_test_setup_teardown(test_connect, harness_setup, harness_teardown),
@@ -954,6 +1009,7 @@ int main(void)
 	    cmocka_unit_test(test_nonsense_ends),
 	    cmocka_unit_test(test_deep_nesting),
 	    cmocka_unit_test(test_endless_line),
+	    cmocka_unit_test(test_long_request),
 	    cmocka_unit_test(test_wrong_requests),
 	    cmocka_unit_test(test_too_many_inodes),
 	    cmocka_unit_test(test_others_may_little),
