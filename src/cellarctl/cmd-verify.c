@@ -74,12 +74,13 @@ static bool find_store(const char *path, char **ret, char **ret_rest)
 	return false;
 }
 
-static void verify_report(void *ctx, const char *store_path, const char *error)
+static void verify_report(void *ctx, const char *store_path,
+                          const struct verify_result *result)
 {
 	struct verify *v = ctx;
 
-	if (error)
-		verify_bad(v, store_path, error);
+	if (result->error)
+		verify_bad(v, store_path, result->error);
 }
 
 static int verify_offline(struct verify *v, const char *root, const char *rest)

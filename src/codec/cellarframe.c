@@ -49,11 +49,15 @@ void cellarframe_pack(const struct cellar_frame *f, uint8_t ret[CELLARFRAME_LEN]
 	put_le64(ret + AT_CHECKSUM, XXH64(ret, AT_CHECKSUM, 0));
 }
 
+bool cellarframe_is_named(const uint8_t *buf)
+{
+	return !memcmp(buf + AT_NAME, frame_name, sizeof(frame_name));
+}
+
 static bool frame_valid(const uint8_t *buf, size_t len)
 {
 	return len == CELLARFRAME_LEN && get_le32(buf + AT_MAGIC) == CELLARFRAME_MAGIC &&
-	       get_le32(buf + AT_LEN) == BODY_LEN &&
-	       !memcmp(buf + AT_NAME, frame_name, sizeof(frame_name)) &&
+	       get_le32(buf + AT_LEN) == BODY_LEN && cellarframe_is_named(buf) &&
 	       get_le16(buf + AT_VERSION) == VERSION_1 &&
 	       get_le32(buf + AT_CTIME_NSEC) < 1000000000U &&
 	       get_le64(buf + AT_CHECKSUM) == XXH64(buf, AT_CHECKSUM, 0);

@@ -29,8 +29,9 @@
 
 #include "base/uuid.h"
 
-#define CELLARFRAME_MAGIC 0x184D2A5CU
-#define CELLARFRAME_LEN   80
+#define CELLARFRAME_MAGIC    0x184D2A5CU
+#define CELLARFRAME_LEN      80
+#define CELLARFRAME_NAME_END 12 /* magic, size and name */
 
 #define CELLARFRAME_INCOMPRESSIBLE 0x1U /* does not shrink: nobody need try again */
 
@@ -47,5 +48,8 @@ struct cellar_frame {
 void cellarframe_pack(const struct cellar_frame *f, uint8_t ret[CELLARFRAME_LEN]);
 /* False when buf is no valid version 1 cellar frame. */
 bool cellarframe_unpack(const uint8_t *buf, size_t len, struct cellar_frame *ret);
+
+/* Whether the name stands where a cellar frame has it; buf holds CELLARFRAME_NAME_END bytes. */
+bool cellarframe_is_named(const uint8_t *buf);
 
 #endif

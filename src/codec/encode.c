@@ -27,9 +27,6 @@
 #include "codec/zcontext.h"
 #include "codec/zframe.h"
 
-#define EMPTY_CHECKSUM                                                                     \
-	((uint32_t)XXH64(NULL, 0, 0)) /* of a frame that decodes to nothing */
-
 /* Probing. */
 #define PROBE_SAMPLES  8U
 #define PROBE_LEN      (64U << 10)
@@ -186,9 +183,12 @@ static errint_t encode_frame(const struct encoder *e, struct encoded_frame *f, v
 	f->checksum = (uint32_t)XXH64(in, f->logical_len, 0);
 	f->hash = XXH3_128bits(in, f->logical_len);
 	if (!e->raw)
-		return compress(in, f->logical_len, e->level, out, e->room, &f->stored_len,
-		                cause);
-	f->stored_len = zframe_raw(in, f->logical_len, out);
+		err = compress(in, f->logical_len, e->level, out, e->room - ZFRAME_MARK_LEN,
+		               &f->stored_len, cause);
+	if (err)
+		return err;
+	f->stored_len =
+	    e->raw ? zframe_raw(in, f->logical_len, out) : zframe_mark(out, f->stored_len);
 	return 0;
 }
 
@@ -267,7 +267,8 @@ static errint_t encode_frames(struct encoder *e, unsigned threads, char **cause)
 {
 	size_t largest = MIN_OF((uint64_t)e->frame_size, e->size);
 
-	e->room = e->raw ? zframe_raw_bound(largest) : ZSTD_compressBound(largest);
+	e->room = e->raw ? zframe_raw_bound(largest)
+	                 : ZSTD_compressBound(largest) + ZFRAME_MARK_LEN;
 	threads = (unsigned)MIN_OF(e->frames, (size_t)threads);
 	lock_init(&e->lock, LOCK_LEAF);
 	lock_cond_init(&e->turn_moved);
@@ -290,7 +291,8 @@ static errint_t make_trailer(struct encoder *e, const struct encode_params *p,
 	cleanup_free uint8_t *table = NULL;
 	size_t table_len = 0;
 	uint8_t *buf;
-	errint_t err = seektable_append(&e->table, CELLARFRAME_LEN, 0, EMPTY_CHECKSUM);
+	errint_t err =
+	    seektable_append(&e->table, CELLARFRAME_LEN, 0, SEEKTABLE_EMPTY_CHECKSUM);
 
 	if (!err)
 		err = seektable_serialize(&e->table, &table, &table_len);

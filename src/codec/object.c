@@ -2,6 +2,7 @@
  * What an object is: see object.h for the kinds and for what is believed of a table. How it
  * is decoded: decode.c.
  *
+ * Order: the table as it stands (try_seekable), one made anew (try_rebuilt), the rest.
  * Nothing is decoded here. Memory is asked for only after the bytes that ask for it were
  * seen twice (footer and head of a table), and never more than the file is long.
  *
@@ -15,6 +16,7 @@
 
 #include "base/sysio.h"
 #include "codec/little.h"
+#include "codec/rebuild.h"
 #include "codec/zframe.h"
 
 #define HASHED_END (64U << 10) /* bytes hashed at either end of what has no trailer */
@@ -95,6 +97,13 @@ static errint_t read_cellar_frame(struct object *o, uint8_t buf[CELLARFRAME_LEN]
 	return 0;
 }
 
+/* A cellar frame whose length is what was damaged. */
+static bool was_cellar_frame(const struct seek_entry *e, const uint8_t *head, size_t len)
+{
+	return e->stored_len == CELLARFRAME_LEN && len >= CELLARFRAME_NAME_END &&
+	       get_le32(head) == CELLARFRAME_MAGIC && cellarframe_is_named(head);
+}
+
 /* head: the first bytes of the entry's frame, all of them or EMPTY_FRAME_MAX. */
 static bool entry_agrees(const struct seek_entry *e, const uint8_t *head, size_t len)
 {
@@ -108,14 +117,27 @@ static bool entry_agrees(const struct seek_entry *e, const uint8_t *head, size_t
 		return e->logical_len ||
 		       ZSTD_findFrameCompressedSize(head, len) == e->stored_len;
 	case ZFRAME_SKIPPABLE:
-		return !e->logical_len &&
-		       (uint64_t)f.header_len + f.body_len == e->stored_len;
+		if (e->logical_len)
+			return false;
+		return (uint64_t)f.header_len + f.body_len == e->stored_len ||
+		       was_cellar_frame(e, head, len);
 	case ZFRAME_CUT:
 		return false;
 	case ZFRAME_NONE:
 		break;
 	}
 	return true; /* damage, which decoding it will meet */
+}
+
+static errint_t first_frame(const struct object *o, struct zframe *ret)
+{
+	uint8_t head[ZFRAME_HEAD_LEN];
+	size_t len = MIN_OF(o->stored_size, sizeof(head));
+	errint_t err = full_pread(o->fd, head, len, 0);
+
+	if (!err)
+		*ret = zframe_parse(head, len);
+	return err;
 }
 
 /* Proof (2) of object.h. */
@@ -139,11 +161,29 @@ static errint_t prove_by_headers(const struct object *o, bool *ret)
 	return 0;
 }
 
+/* The table (its bytes in buf) is proved. cellar: the bytes of the cellar frame, if there. */
+static errint_t become_seekable(struct object *o, const uint8_t *cellar, const uint8_t *buf,
+                                size_t len)
+{
+	XXH3_state_t *hash = XXH3_createState();
+
+	if (!hash)
+		return -ENOMEM;
+	(void)XXH3_128bits_reset(hash);
+	if (o->has_cellar_frame)
+		(void)XXH3_128bits_update(hash, cellar, CELLARFRAME_LEN);
+	(void)XXH3_128bits_update(hash, buf, len);
+	set_hash(o, XXH3_128bits_digest(hash));
+	(void)XXH3_freeState(hash);
+	o->kind = OBJECT_SEEKABLE;
+	o->logical_size = o->table.logical_len;
+	return 0;
+}
+
 /* Makes o seekable if its table may be believed. */
 static errint_t accept_table(struct object *o, const uint8_t *buf, size_t len)
 {
 	uint8_t cellar[CELLARFRAME_LEN];
-	XXH3_state_t *hash;
 	bool proved;
 	errint_t err;
 
@@ -159,18 +199,16 @@ static errint_t accept_table(struct object *o, const uint8_t *buf, size_t len)
 	if (err || !proved)
 		return err;
 
-	hash = XXH3_createState();
-	if (!hash)
-		return -ENOMEM;
-	(void)XXH3_128bits_reset(hash);
-	if (o->has_cellar_frame)
-		(void)XXH3_128bits_update(hash, cellar, sizeof(cellar));
-	(void)XXH3_128bits_update(hash, buf, len);
-	set_hash(o, XXH3_128bits_digest(hash));
-	(void)XXH3_freeState(hash);
-	o->kind = OBJECT_SEEKABLE;
-	o->logical_size = o->table.logical_len;
-	return 0;
+	if (!o->has_cellar_frame && o->table.count && o->table.entries[0].logical_len) {
+		struct zframe first;
+
+		err = first_frame(o, &first);
+		if (err)
+			return err;
+		if (first.marked)
+			o->flaw = "its cellar frame is damaged";
+	}
+	return become_seekable(o, cellar, buf, len);
 }
 
 /* *ret_trailer: a valid table is there, whether believed or not. */
@@ -195,6 +233,29 @@ static errint_t try_seekable(struct object *o, bool *ret_trailer)
 		o->has_cellar_frame = false;
 		o->cellar = (struct cellar_frame){0};
 	}
+	return err;
+}
+
+/* Proof (3) of object.h. */
+static errint_t try_rebuilt(struct object *o)
+{
+	struct rebuilt r;
+	struct zframe first;
+	bool found = false;
+	errint_t err = first_frame(o, &first);
+
+	/* Only what cellar wrote: marked, or nothing but a trailer. */
+	if (err || !(first.marked || first.kind == ZFRAME_SKIPPABLE))
+		return err;
+	err = rebuild_table(o->fd, o->stored_size, &r, &found);
+	if (err || !found)
+		return err;
+	o->table = r.table;
+	o->has_cellar_frame = true;
+	o->cellar = r.cellar;
+	o->flaw = "its seek table is damaged";
+	err = become_seekable(o, r.cellar_bytes, r.bytes, r.len);
+	free(r.bytes);
 	return err;
 }
 
@@ -266,6 +327,8 @@ static errint_t classify(struct object *o)
 	o->kind = OBJECT_PLAIN;
 	err = try_seekable(o, &has_trailer);
 	if (!err && o->kind != OBJECT_SEEKABLE)
+		err = try_rebuilt(o);
+	if (!err && o->kind != OBJECT_SEEKABLE)
 		err = classify_rest(o, has_trailer);
 	return err;
 }
@@ -289,4 +352,30 @@ errint_t object_open(int fd, struct object *ret, char **cause)
 void object_close(struct object *o)
 {
 	seektable_clear(&o->table);
+}
+
+errint_t object_check_empty(const struct object *o, char **cause)
+{
+	for (size_t i = 0; i < o->table.count; i++) {
+		const struct seek_entry *e = &o->table.entries[i];
+		uint8_t head[EMPTY_FRAME_MAX];
+		size_t len = MIN_OF(e->stored_len, sizeof(head));
+		struct zframe f;
+		errint_t err;
+
+		if (e->logical_len)
+			continue;
+		err = full_pread(o->fd, head, len, (off_t)e->stored_off);
+		if (err)
+			return set_cause_errno(cause, err, "reading the object");
+		f = zframe_parse(head, len);
+		if (f.kind == ZFRAME_DATA ||
+		    (f.kind == ZFRAME_SKIPPABLE &&
+		     (uint64_t)f.header_len + f.body_len == e->stored_len))
+			continue;
+		return set_cause(cause, -EUCLEAN,
+		                 "the frame without content at %llu is damaged",
+		                 (unsigned long long)e->stored_off);
+	}
+	return 0;
 }

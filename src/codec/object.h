@@ -19,8 +19,15 @@
  *   (2) there is no cellar frame, and each frame's own header agrees with its entry: the
  *       same content size; or, where the entry says 0, skippable or without content and of
  *       the same length. A header that is no header at all is damage of that frame and no
- *       argument against the table. At most OBJECT_PROOF_MAX frames are looked at.
- * All else is OBJECT_FOREIGN. So damage never turns an object with a valid trailer into a
+ *       argument against the table. At most OBJECT_PROOF_MAX frames are looked at; or
+ *   (3) the table itself is damaged or cut, but a table made anew by walking the frames
+ *       (rebuild.h) has the hash that a valid cellar frame carries, and nothing but the rest
+ *       of the damaged table follows that one. Then the new table is believed, and `flaw`
+ *       says so.
+ * All else is OBJECT_FOREIGN. Data frames that cellar wrote are marked as parts of an object
+ * with a trailer (zframe_mark()): where no valid cellar frame follows them whose check is that
+ * of these very frames, the object was cut, maybe exactly between two frames, or its frames
+ * were exchanged: it does not decode (-EUCLEAN). So damage never turns an object with a valid trailer into a
  * plain file, and a damaged frame or table never shows as other bytes.
  *
  * What is believed of a frame: nothing before zstd's content checksum (where present), the
@@ -44,6 +51,11 @@ enum object_kind { OBJECT_SEEKABLE, OBJECT_FOREIGN, OBJECT_PLAIN, OBJECT_EMPTY }
 
 #define OBJECT_SIZE_UNKNOWN UINT64_MAX
 
+/* Logical bytes [off, off + len) of a file. */
+struct object_range {
+	uint64_t off, len;
+};
+
 struct object {
 	int fd; /* borrowed */
 	enum object_kind kind;
@@ -53,6 +65,7 @@ struct object {
 	uint64_t logical_size;   /* OBJECT_SIZE_UNKNOWN: foreign without content sizes */
 	struct seek_table table; /* empty unless seekable */
 	bool has_cellar_frame;   /* never unless seekable */
+	const char *flaw;        /* damage that costs no byte of content, or NULL; static */
 	struct cellar_frame cellar;
 	uint64_t trailer_hash[2]; /* XXH3_128 (low, high): for seekable ones of everything
 	                           * from the cellar frame (or else the table) to the end;
@@ -65,6 +78,10 @@ struct object {
  * here, it fails when decoded. On an error *ret is empty and need not be closed. */
 errint_t object_open(int fd, struct object *ret, char **cause);
 void object_close(struct object *o); /* frees the table; not the descriptor */
+
+/* Whether what stands at entries that decode to nothing (old tables, the cellar frame) are
+ * still frames that other decoders pass over: -EUCLEAN with a cause. */
+errint_t object_check_empty(const struct object *o, char **cause);
 
 /* Decodes data frame i of a seekable object into buf, which holds at least
  * table.entries[i].logical_len bytes. An entry of length 0 is passed over. */

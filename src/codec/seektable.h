@@ -30,6 +30,9 @@
 #define SEEKTABLE_FRAME_MIN    8 /* a skippable frame without contents */
 #define SEEKTABLE_COUNT_MAX    (1U << 27)
 
+/* Of an entry that decodes to nothing: XXH64 (seed 0) of no bytes. */
+#define SEEKTABLE_EMPTY_CHECKSUM 0x51D8E999U
+
 struct seek_entry {
 	uint64_t stored_off;  /* offset of the frame in the object */
 	uint64_t logical_off; /* offset of its first byte in the file */

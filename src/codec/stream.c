@@ -13,6 +13,8 @@
 
 #include "base/counters.h"
 #include "base/sysio.h"
+#include "codec/little.h"
+#include "codec/rebuild.h"
 #include "codec/zcontext.h"
 #include "codec/zframe.h"
 
@@ -28,8 +30,12 @@ struct object_stream {
 	ZSTD_inBuffer in;  /* bytes read and not yet taken */
 	uint64_t read_off; /* where the next bytes are read: after those of `in` */
 	uint64_t frame_off;
-	uint64_t done;   /* logical bytes given out */
-	uint64_t proved; /* of them, those of complete frames */
+	struct zframe frame;  /* that one's head */
+	uint64_t frame_start; /* logical offset of its first byte */
+	uint64_t done;        /* logical bytes given out */
+	uint64_t
+	    proved; /* of them, those of complete frames that nothing more vouches for */
+	struct prover prover;
 	bool in_frame, ended;
 	errint_t err; /* final */
 };
@@ -44,6 +50,7 @@ errint_t object_stream_new(const struct object *o, uint64_t limit_bytes,
 		return -ENOMEM;
 	s->o = o;
 	s->limit = limit_bytes;
+	prover_init(&s->prover);
 	s->context = ZSTD_createDCtx();
 	s->in_buf = malloc(STREAM_IN);
 	if (!s->context || !s->in_buf) {
@@ -60,6 +67,7 @@ void object_stream_free(struct object_stream *s)
 	if (!s)
 		return;
 	(void)ZSTD_freeDCtx(s->context);
+	prover_clear(&s->prover);
 	free(s->in_buf);
 	free(s);
 }
@@ -117,7 +125,18 @@ static errint_t stream_skip(struct object_stream *s, const struct zframe *f, cha
 {
 	uint64_t len = (uint64_t)f->header_len + f->body_len;
 	size_t held = s->in.size - s->in.pos;
+	errint_t err = 0;
 
+	if (len == CELLARFRAME_LEN && held < len) {
+		err = stream_fill(s, cause);
+		held = s->in.size - s->in.pos;
+	}
+	if (!err && (len != CELLARFRAME_LEN || len <= held))
+		err = prover_skippable(&s->prover, len, s->in_buf + s->in.pos);
+	if (err)
+		return err;
+	if (!s->prover.unproved)
+		s->proved = s->done;
 	if (len <= held) {
 		s->in.pos += len;
 		return 0;
@@ -139,6 +158,8 @@ static errint_t begin_frame(struct object_stream *s, const struct zframe *f, cha
 	if (f->has_size && f->size > s->limit - s->done)
 		return stream_too_big(s, cause);
 	(void)ZSTD_DCtx_reset(s->context, ZSTD_reset_session_only);
+	s->frame = *f;
+	s->frame_start = s->done;
 	s->in_frame = true;
 	return 0;
 }
@@ -147,7 +168,7 @@ static errint_t next_frame(struct object_stream *s, char **cause)
 {
 	struct zframe f;
 
-	if (s->in.size - s->in.pos < ZFRAME_HEADER_MAX) {
+	if (s->in.size - s->in.pos < ZFRAME_HEAD_LEN) {
 		errint_t err = stream_fill(s, cause);
 
 		if (err)
@@ -156,7 +177,12 @@ static errint_t next_frame(struct object_stream *s, char **cause)
 	s->frame_off = s->read_off - (s->in.size - s->in.pos);
 	if (s->in.pos == s->in.size) {
 		s->ended = true;
-		return 0;
+		return s->prover.unproved
+		           ? set_cause(
+		                 cause, -EUCLEAN,
+		                 "its frames are not followed by the trailer that vouches "
+		                 "for them: it was cut, or they were exchanged")
+		           : 0;
 	}
 	f = zframe_parse(s->in_buf + s->in.pos, s->in.size - s->in.pos);
 	switch (f.kind) {
@@ -171,6 +197,27 @@ static errint_t next_frame(struct object_stream *s, char **cause)
 		break;
 	}
 	return begin_frame(s, &f, cause);
+}
+
+/* The data frame ends here. */
+static errint_t end_frame(struct object_stream *s, char **cause)
+{
+	uint64_t end = s->read_off - (s->in.size - s->in.pos);
+	uint8_t sum[4] = {0};
+	errint_t err = 0;
+
+	s->in_frame = false;
+	if (!s->o->uncounted)
+		count_one(COUNTER_FRAMES_DECODED);
+	if (s->frame.has_checksum)
+		err = full_pread(s->o->fd, sum, sizeof(sum), (off_t)(end - sizeof(sum)));
+	if (err)
+		return set_cause_errno(cause, err, "reading the object");
+	err = prover_data(&s->prover, end - s->frame_off, s->done - s->frame_start,
+	                  get_le32(sum), s->frame.marked);
+	if (!err && !s->prover.unproved)
+		s->proved = s->done;
+	return err;
 }
 
 /* One step of zstd; out has room. */
@@ -196,13 +243,7 @@ static errint_t frame_step(struct object_stream *s, ZSTD_outBuffer *out, char **
 	s->done += out->pos - had;
 	if (s->done > s->limit)
 		return stream_too_big(s, cause);
-	if (!result) {
-		s->in_frame = false;
-		s->proved = s->done;
-		if (!s->o->uncounted)
-			count_one(COUNTER_FRAMES_DECODED);
-	}
-	return 0;
+	return result ? 0 : end_frame(s, cause);
 }
 
 static errint_t fill_out(struct object_stream *s, ZSTD_outBuffer *out, char **cause)

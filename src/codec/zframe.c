@@ -3,6 +3,7 @@
  *
  *   frame:  magic 4, descriptor 1, [window 1], [dictionary id 0-4], [content size 0-8],
  *           blocks, [XXH64 low 32 of the content 4]
+ *   marked: the first block is raw, empty and not the last
  *   descriptor: bits 7-6 width of the content size (1, 2, 4, 8 bytes; 0 means none, or 1
  *           byte in a single segment), bit 5 single segment (then there is no window byte
  *           and the window is the content), bit 4 unused, bit 3 reserved, bit 2 checksum,
@@ -30,6 +31,8 @@
 #define CHECKSUM_LEN 4U
 
 #define WALK_READS 4096
+
+static const uint8_t size_width[4] = {0, 2, 4, 8}; /* by descriptor bits 7-6 */
 
 enum block_type { BLOCK_RAW, BLOCK_RLE, BLOCK_COMPRESSED, BLOCK_RESERVED };
 
@@ -68,9 +71,9 @@ static uint64_t window_size(uint8_t b)
 static struct zframe parse_data(const uint8_t *p, size_t len)
 {
 	static const uint8_t dictionary_width[4] = {0, 1, 2, 4};
-	static const uint8_t size_width[4] = {0, 2, 4, 8};
 	struct zframe f = {.kind = ZFRAME_CUT};
 	unsigned dictionary, size;
+	const uint8_t *first_block;
 	bool single;
 
 	if (len < 5)
@@ -84,6 +87,7 @@ static struct zframe parse_data(const uint8_t *p, size_t len)
 	if (len < f.header_len)
 		return f;
 
+	first_block = p + f.header_len;
 	f.kind = ZFRAME_DATA;
 	f.has_checksum = p[4] & DESC_CHECKSUM;
 	f.has_size = size > 0;
@@ -96,6 +100,7 @@ static struct zframe parse_data(const uint8_t *p, size_t len)
 		f.size += 256;
 	if (single)
 		f.window = f.size;
+	f.marked = len >= f.header_len + BLOCK_HEADER && !get_le(first_block, BLOCK_HEADER);
 	return f;
 }
 
@@ -118,15 +123,17 @@ struct zframe zframe_parse(const uint8_t *p, size_t len)
 struct walk {
 	int fd;
 	uint64_t pos, len;
-	unsigned reads;
+	unsigned reads, reads_max;
 	bool lost; /* cannot go on */
+	zframe_fn fn;
+	void *ctx;
 };
 
 /* Reads up to `want` bytes at the walk's place; how many there were. */
 static errint_t walk_read(struct walk *w, uint8_t *buf, size_t want, size_t *ret_len)
 {
 	*ret_len = MIN_OF((uint64_t)want, w->len - w->pos);
-	if (w->reads++ >= WALK_READS) {
+	if (w->reads++ >= w->reads_max) {
 		w->lost = true;
 		return 0;
 	}
@@ -186,9 +193,10 @@ static errint_t walk_blocks(struct walk *w, const struct zframe *f)
 	return err;
 }
 
-static errint_t walk_frame(struct walk *w, uint64_t *logical)
+static errint_t walk_frame(struct walk *w)
 {
-	uint8_t buf[ZFRAME_HEADER_MAX];
+	uint8_t buf[ZFRAME_HEAD_LEN];
+	uint64_t off = w->pos;
 	struct zframe f;
 	size_t got;
 	errint_t err = walk_read(w, buf, sizeof(buf), &got);
@@ -196,31 +204,73 @@ static errint_t walk_frame(struct walk *w, uint64_t *logical)
 	if (err || w->lost)
 		return err;
 	f = zframe_parse(buf, got);
-	if (f.kind == ZFRAME_SKIPPABLE) {
+	if (f.kind == ZFRAME_SKIPPABLE)
 		walk_skip(w, (uint64_t)f.header_len + f.body_len);
-		return 0;
-	}
-	if (f.kind != ZFRAME_DATA || !f.has_size || f.size > INT64_MAX - *logical) {
+	else if (f.kind == ZFRAME_DATA)
+		err = walk_blocks(w, &f);
+	else
 		w->lost = true;
+	return err || w->lost ? err : w->fn(w->ctx, off, w->pos - off, &f);
+}
+
+errint_t zframe_each(int fd, uint64_t len, unsigned reads_max, zframe_fn fn, void *ctx,
+                     bool *ret_whole)
+{
+	struct walk w = {
+	    .fd = fd, .len = len, .reads_max = reads_max, .fn = fn, .ctx = ctx};
+	errint_t err = 0;
+
+	while (!err && !w.lost && w.pos < len)
+		err = walk_frame(&w);
+	*ret_whole = !err && !w.lost;
+	return err;
+}
+
+struct sum {
+	uint64_t logical;
+	bool unknown;
+};
+
+static errint_t add_size(void *ctx, uint64_t off, uint64_t stored_len,
+                         const struct zframe *f)
+{
+	struct sum *s = ctx;
+
+	(void)off;
+	(void)stored_len;
+	if (f->kind != ZFRAME_DATA)
 		return 0;
-	}
-	*logical += f.size;
-	return walk_blocks(w, &f);
+	if (!f->has_size || f->size > INT64_MAX - s->logical)
+		s->unknown = true;
+	else
+		s->logical += f->size;
+	return 0;
 }
 
 errint_t zframe_walk(int fd, uint64_t len, bool *ret_known, uint64_t *ret_logical)
 {
-	struct walk w = {.fd = fd, .len = len};
-	uint64_t logical = 0;
-	errint_t err = 0;
+	struct sum s = {0};
+	bool whole;
+	errint_t err = zframe_each(fd, len, WALK_READS, add_size, &s, &whole);
 
-	while (!err && !w.lost && w.pos < len)
-		err = walk_frame(&w, &logical);
 	if (err)
 		return err;
-	*ret_known = !w.lost;
-	*ret_logical = logical;
+	*ret_known = whole && !s.unknown;
+	*ret_logical = s.logical;
 	return 0;
+}
+
+/* ---- marks ---- */
+
+size_t zframe_mark(uint8_t *buf, size_t len)
+{
+	struct zframe f = zframe_parse(buf, len);
+	uint8_t *first_block = buf + f.header_len;
+
+	INVARIANT(f.kind == ZFRAME_DATA);
+	memmove(first_block + ZFRAME_MARK_LEN, first_block, len - f.header_len);
+	memset(first_block, 0, ZFRAME_MARK_LEN);
+	return len + ZFRAME_MARK_LEN;
 }
 
 /* ---- frames of raw blocks ---- */
@@ -229,7 +279,8 @@ size_t zframe_raw_bound(size_t len)
 {
 	size_t blocks = len / ZFRAME_BLOCK_MAX + 1;
 
-	return ZFRAME_HEADER_MAX + len + blocks * BLOCK_HEADER + CHECKSUM_LEN;
+	return ZFRAME_HEADER_MAX + ZFRAME_MARK_LEN + len + blocks * BLOCK_HEADER +
+	       CHECKSUM_LEN;
 }
 
 static uint8_t *put_raw_header(uint8_t *p, size_t len)
@@ -260,6 +311,8 @@ size_t zframe_raw(const uint8_t *data, size_t len, uint8_t *buf)
 	uint8_t *p = put_raw_header(buf, len);
 
 	INVARIANT(len > 0);
+	memset(p, 0, ZFRAME_MARK_LEN);
+	p += ZFRAME_MARK_LEN;
 	for (size_t off = 0; off < len;) {
 		uint32_t n = (uint32_t)MIN_OF(len - off, (size_t)ZFRAME_BLOCK_MAX);
 		uint32_t header = n << 3 | BLOCK_RAW << 1 | (off + n == len);

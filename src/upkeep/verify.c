@@ -2,7 +2,8 @@
  * Proving that objects decode.
  *
  * Every .zst file is opened, decoded from the first byte to the last and thrown away; what
- * the codec refuses is damage. Looks only. A flush may replace the object or write over it
+ * the codec refuses is damage, frame by frame where there are frames; so is what it could do
+ * without (a seek table that had to be made anew). Looks only. A flush may replace the object or write over it
  * while it is read: damage is believed only of a file that is still the same, under the
  * same name, when the reading is over; otherwise it is read once more.
  *
@@ -11,6 +12,7 @@
 #include "upkeep/verify.h"
 
 #include <dirent.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/clock.h"
@@ -36,6 +38,9 @@ struct finding {
 	enum { FOUND_OBJECT, FOUND_PLAIN, FOUND_DAMAGE } what;
 	uint64_t logical_bytes, stored_bytes;
 	char *error;
+	struct object_range ranges[VERIFY_RANGES_MAX];
+	size_t count;
+	uint64_t bad_frames;
 };
 
 static bool is_stopped(const struct verification *v)
@@ -43,10 +48,11 @@ static bool is_stopped(const struct verification *v)
 	return v->stop && *v->stop;
 }
 
-static void report(const struct verification *v, const char *path, const char *error)
+static void report(const struct verification *v, const char *path,
+                   const struct verify_result *result)
 {
 	if (v->report)
-		v->report(v->ctx, path, error);
+		v->report(v->ctx, path, result);
 }
 
 static errint_t count_bytes(void *ctx, uint64_t off, const void *data, size_t len)
@@ -69,6 +75,74 @@ static bool is_ours(errint_t err)
 	return err == -EINTR || err == -ENOMEM;
 }
 
+static void add_range(struct finding *f, const struct seek_entry *e)
+{
+	struct object_range *last = f->count ? &f->ranges[f->count - 1] : NULL;
+
+	f->bad_frames++;
+	if (last && last->off + last->len == e->logical_off)
+		last->len += e->logical_len;
+	else if (f->count < VERIFY_RANGES_MAX)
+		f->ranges[f->count++] =
+		    (struct object_range){e->logical_off, e->logical_len};
+}
+
+/* Every frame by itself. *cause: what is wrong with the first that is damaged. */
+static errint_t decode_frames(const struct object *o, struct finding *f, char **cause)
+{
+	cleanup_free uint8_t *buf = NULL;
+	size_t room = 0;
+
+	if (o->logical_size > f->v->max_object)
+		return set_cause(cause, -EFBIG, "is larger than max_object allows");
+	for (size_t i = 0; i < o->table.count; i++)
+		room = MAX_OF(room, (size_t)o->table.entries[i].logical_len);
+	buf = malloc(MAX_OF(room, (size_t)1));
+	if (!buf)
+		return -ENOMEM;
+	for (size_t i = 0; i < o->table.count; i++) {
+		const struct seek_entry *e = &o->table.entries[i];
+		errint_t err;
+
+		if (is_stopped(f->v))
+			return -EINTR;
+		err = object_decode_frame(o, i, buf, f->bad_frames ? NULL : cause);
+		if (err == -EUCLEAN)
+			add_range(f, e);
+		else if (err)
+			return err;
+		else
+			f->logical_bytes += e->logical_len;
+	}
+	return f->bad_frames ? -EUCLEAN : 0;
+}
+
+static errint_t decode_seekable(const struct object *o, struct finding *f, char **cause)
+{
+	errint_t err = decode_frames(o, f, cause);
+
+	if (!err && o->flaw)
+		return set_cause(cause, -EUCLEAN, "%s; all of its content can be read",
+		                 o->flaw);
+	return err ? err : object_check_empty(o, cause);
+}
+
+/* What is wrong, with where. Takes cause. */
+static char *describe(const struct finding *f, char *cause)
+{
+	cleanup_free char *why = cause;
+	const struct object_range *r = f->ranges;
+	char more[64] = "";
+
+	if (!f->count || !why)
+		return steal_pointer(&why);
+	if (f->bad_frames > 1)
+		snprintf(more, sizeof(more), "; %ju damaged frames in all",
+		         (uintmax_t)f->bad_frames);
+	return xasprintf("bytes %ju-%ju: %s%s", (uintmax_t)r->off,
+	                 (uintmax_t)(r->off + r->len - 1), why, more);
+}
+
 static errint_t decode(int fd, struct finding *f)
 {
 	struct object o;
@@ -81,6 +155,8 @@ static errint_t decode(int fd, struct finding *f)
 			err = set_cause(&cause, -EUCLEAN, "is empty: no valid object");
 		else if (o.kind == OBJECT_PLAIN)
 			f->what = FOUND_PLAIN;
+		else if (o.kind == OBJECT_SEEKABLE)
+			err = decode_seekable(&o, f, &cause);
 		else
 			err =
 			    object_decode_all(&o, f->v->max_object, count_bytes, f, &cause);
@@ -91,7 +167,7 @@ static errint_t decode(int fd, struct finding *f)
 		return err;
 	}
 	if (err)
-		found_damage(f, err, cause);
+		found_damage(f, err, describe(f, cause));
 	else
 		free(cause);
 	return 0;
@@ -166,7 +242,9 @@ static errint_t verify_object(const struct verification *v, int dirfd, const cha
 	t->damaged += f.what == FOUND_DAMAGE;
 	t->logical_bytes += f.logical_bytes;
 	t->stored_bytes += f.stored_bytes;
-	report(v, path, f.error);
+	report(v, path,
+	       &(struct verify_result){
+	           .error = f.error, .ranges = f.ranges, .count = f.count});
 	free(f.error);
 	return 0;
 }
@@ -182,7 +260,7 @@ static void unreadable_directory(struct verification *v, const struct store_walk
 	if (!v->err)
 		v->err =
 		    set_cause_errno(v->cause, item->error, "cannot look into \"%s\"", path);
-	report(v, item->dir, strerror(-item->error));
+	report(v, item->dir, &(struct verify_result){.error = strerror(-item->error)});
 }
 
 static errint_t visit(void *ctx, const struct store_walk_item *item)

@@ -2,13 +2,23 @@
 #ifndef CELLAR_UPKEEP_VERIFY_H
 #define CELLAR_UPKEEP_VERIFY_H
 
+#include "codec/object.h"
 #include "store/store.h"
 
 struct verify_totals {
 	uint64_t files, damaged, logical_bytes, stored_bytes, plain;
 };
-/* error NULL: fine. path is the store path, relative. */
-typedef void (*verify_report_fn)(void *ctx, const char *store_path, const char *error);
+/* error NULL: fine. path is the store path, relative. ranges: what cannot be read, at most
+ * VERIFY_RANGES_MAX of them, neighbours joined; none where nothing or (error says so) all is
+ * lost. */
+#define VERIFY_RANGES_MAX 64
+struct verify_result {
+	const char *error;
+	const struct object_range *ranges;
+	size_t count;
+};
+typedef void (*verify_report_fn)(void *ctx, const char *store_path,
+                                 const struct verify_result *result);
 
 /* Decodes and checks every object at or below store_path ("" = all), in order; looks only,
  * takes no lock, changes nothing (no atime where that can be avoided). A file that changes

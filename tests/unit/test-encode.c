@@ -212,12 +212,12 @@ static void test_levels(void **state)
 
 /* ---- what does not shrink ---- */
 
-/* Length of the raw frame of `len` bytes, by the format. */
+/* Length of the raw frame of `len` bytes, by the format; the first block is empty. */
 static size_t raw_len(size_t len)
 {
 	size_t size_field = len < 256 ? 1 : len < 65792 ? 2 : 4;
 
-	return 5 + size_field + len + 3 * ((len + 131071) / 131072) + 4;
+	return 5 + size_field + 3 + len + 3 * ((len + 131071) / 131072) + 4;
 }
 
 static void test_incompressible(void **state)
@@ -425,10 +425,11 @@ static void test_verify_finds_damage(void **state)
 			assert_non_null(cause);
 			free(cause);
 		} else {
-			/* A bit that decoders do not look at, in some frame. */
+			/* A bit that decoders do not look at, or the table, which the
+			 * cellar frame vouches for when it is made anew. */
 			struct bytes got;
 
-			assert_true(bit / 8 < trailer);
+			assert_true(bit / 8 < trailer || bit / 8 >= trailer + 80);
 			assert_int_equal(decode_fd(fd, data.len, NULL, &got), 0);
 			assert_bytes(&got, &data);
 			bytes_clear(&got);

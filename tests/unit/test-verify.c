@@ -11,19 +11,16 @@
 static void (*after_decoding)(void *ctx);
 static void *after_decoding_ctx;
 
-static errint_t decode_all_hooked(const struct object *o, uint64_t limit_bytes,
-                                  object_sink_fn sink, void *ctx, char **cause)
+static void close_hooked(struct object *o)
 {
-	errint_t err = object_decode_all(o, limit_bytes, sink, ctx, cause);
-
+	object_close(o);
 	if (after_decoding)
 		after_decoding(after_decoding_ctx);
-	return err;
 }
 
-#define object_decode_all decode_all_hooked
+#define object_close close_hooked
 #include "upkeep/verify.c"
-#undef object_decode_all
+#undef object_close
 
 #define LIMIT (1ULL << 40)
 
@@ -101,8 +98,9 @@ struct reports {
 	int count;
 };
 
-static void note(void *ctx, const char *path, const char *error)
+static void note(void *ctx, const char *path, const struct verify_result *result)
 {
+	const char *error = result->error;
 	struct reports *r = ctx;
 	char *more = xasprintf("%s%s%s%s\n", r->text ? r->text : "", path,
 	                       error ? ": " : "", error ? error : "");
@@ -419,7 +417,7 @@ static void change_object(void *ctx)
 		assert_int_equal(unlinkat(s->root_fd, "a.zst", 0), 0);
 	} else if (r->what == CHANGE_ALWAYS) {
 		make_object(s, "new", 5000);
-		flip(s, "new", 20);
+		flip(s, "new", 30);
 		assert_int_equal(renameat(s->root_fd, "new", s->root_fd, "a.zst"), 0);
 	}
 }
@@ -431,7 +429,7 @@ static void race_with(struct store *s, enum change what, struct verify_totals *t
 	struct race r = {.store = s, .what = what};
 
 	make_object(s, "a.zst", 3000);
-	flip(s, "a.zst", 20);
+	flip(s, "a.zst", 30);
 	after_decoding = change_object;
 	after_decoding_ctx = &r;
 	free(verify(s, "", t));
