@@ -80,6 +80,32 @@ static void print_list(const json_t *list, uint64_t count, const char *title,
 		         (uintmax_t)(count - json_array_size(list)));
 }
 
+static void print_damaged(const json_t *j)
+{
+	const json_t *list = out_member(j, "damaged"), *item, *range;
+	uint64_t count = out_number(j, "damaged_files");
+	size_t i, k;
+
+	if (count == 0)
+		return;
+	out_line(stdout, "  damaged objects, as far as they were read (%ju)",
+	         (uintmax_t)count);
+	json_array_foreach (list, i, item) {
+		out_line(stdout, "    %s: %s", out_text(item, "path"),
+		         out_text(item, "error"));
+		json_array_foreach (out_member(item, "ranges"), k, range) {
+			uint64_t off = out_number(range, "offset_bytes");
+			uint64_t len = out_number(range, "length_bytes");
+
+			out_line(stdout, "      bytes %ju-%ju", (uintmax_t)off,
+			         (uintmax_t)(off + len - 1));
+		}
+	}
+	if (json_array_size(list) < count && json_array_size(list) > 0)
+		out_line(stdout, "    and %ju more",
+		         (uintmax_t)(count - json_array_size(list)));
+}
+
 static void print_troubles(const json_t *j)
 {
 	if (json_is_object(out_member(j, "last_error")))
@@ -93,6 +119,7 @@ static void print_troubles(const json_t *j)
 	print_list(out_member(j, "failing"), out_number(j, "failing_files"),
 	           "files that could not be written back, and are tried again", "path",
 	           "error");
+	print_damaged(j);
 	print_list(out_member(j, "lost_and_found"), out_number(j, "lost_and_found_files"),
 	           "files in lost+found of the pool; cellarctl recover tells more", "name",
 	           "path");

@@ -16,13 +16,14 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/background.h"
 #include "base/clock.h"
 #include "base/counters.h"
 #include "base/log.h"
 #include "base/text.h"
-#include "base/background.h"
 #include "control/lost.h"
 #include "pool/compact.h"
+#include "pool/damage.h"
 #include "pool/lost.h"
 #include "tree/resolve.h"
 #include "upkeep/verify.h"
@@ -137,6 +138,27 @@ static errint_t status_add_lost(void *ctx, const struct pool_lost *e)
 	return 0;
 }
 
+static void status_add_damaged(void *ctx, const struct pool_damage *d)
+{
+	struct status_list *l = ctx;
+	json_t *ranges;
+
+	/* 64 bytes of text are more than one range takes */
+	if (!status_list_has_room(l, d->path, d->error) ||
+	    l->bytes + 64 * d->count > STATUS_LIST_BYTES)
+		return;
+	l->bytes += 64 * d->count;
+	ranges = json_array();
+	for (size_t i = 0; i < d->count; i++)
+		json_array_append_new(ranges, json_pack("{s:I,s:I}", "offset_bytes",
+		                                        (json_int_t)d->ranges[i].off,
+		                                        "length_bytes",
+		                                        (json_int_t)d->ranges[i].len));
+	json_array_append_new(
+	    l->items, json_pack("{s:o,s:o,s:o}", "path", protocol_string(d->path), "error",
+	                        protocol_string(d->error), "ranges", ranges));
+}
+
 static json_t *status_options(const struct control_session *s)
 {
 	json_t *j = json_object();
@@ -221,6 +243,9 @@ static void status_add_names(json_t *j, const struct control_session *s,
 {
 	struct status_list failing = {.items = json_array()};
 	struct status_list lost = {.items = json_array()};
+	struct status_list damaged = {.items = json_array()};
+	size_t damaged_files = pool_each_damaged(
+	    s->context->pool, s->privileged ? status_add_damaged : NULL, &damaged);
 
 	if (s->privileged) {
 		pool_each_failing(s->context->pool, status_add_failing, &failing);
@@ -230,6 +255,8 @@ static void status_add_names(json_t *j, const struct control_session *s,
 	                    s->privileged ? status_last_error() : json_null());
 	json_object_set_new(j, "failing_files", json_integer((json_int_t)p->failing));
 	json_object_set_new(j, "failing", failing.items);
+	json_object_set_new(j, "damaged_files", json_integer((json_int_t)damaged_files));
+	json_object_set_new(j, "damaged", damaged.items);
 	json_object_set_new(j, "lost_and_found_files", json_integer((json_int_t)p->lost));
 	json_object_set_new(j, "lost_and_found", lost.items);
 }
@@ -635,14 +662,39 @@ struct verify_run {
 	char *cause;
 };
 
-static void verify_report(void *ctx, const char *store_path, const char *error)
+/* What was found goes into the list that status shows, or out of it. */
+static void verify_remember(struct control_session *s, const char *store_path,
+                            const struct verify_result *result)
+{
+	const struct control_context *c = s->context;
+	struct node *n = NULL;
+	struct stat st;
+	errint_t r;
+
+	if (!result->error && damage_is_empty(c->pool))
+		return;
+	rwlock_rd(&c->tree->ns);
+	r = resolve_store_path(c->tree, store_path, &n, &st);
+	rwlock_drop(&c->tree->ns);
+	if (r < 0)
+		return;
+	if (result->error)
+		damage_set(c->pool, n, result->ranges, result->count, result->error);
+	else
+		damage_forget(c->pool, n);
+	node_unref(c->tree, n);
+}
+
+static void verify_report(void *ctx, const char *store_path,
+                          const struct verify_result *result)
 {
 	struct verify_run *v = ctx;
 
 	v->progress.files_done++;
-	if (error) {
+	verify_remember(v->session, store_path, result);
+	if (result->error) {
 		v->progress.failed++;
-		session_failure(v->session, store_path, error);
+		session_failure(v->session, store_path, result->error);
 	}
 	session_progress(v->session, &v->progress);
 }

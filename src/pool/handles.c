@@ -131,12 +131,16 @@ static errint_t start_cold(struct pool *p, struct node *n, unsigned flags,
 	if (n->plain)
 		object.kind = OBJECT_PLAIN, object.logical_size = object.stored_size;
 	is_new = object.kind == OBJECT_EMPTY && attrs_is_marked_new(fd, &p->place.uuid);
-	if (object.kind == OBJECT_EMPTY && !is_new && !(flags & POOL_TRUNC)) {
+	if (!is_new && !(flags & POOL_TRUNC) &&
+	    (object.kind == OBJECT_EMPTY || (object.kind == OBJECT_PLAIN && !n->plain))) {
+		const char *why = object.kind == OBJECT_EMPTY
+		                      ? "its object is empty, which is no valid .zst"
+		                      : "its object is no zstd (any more)";
+
+		/* It was one when it was last looked at: damage, and not its content. */
 		path = node_path(p->tree, n);
-		log_err("\"%s\": its object is empty, which is no valid .zst; reading it "
-		        "answers "
-		        "an error",
-		        path);
+		if (damage_note(p, n, (struct object_range){0}, why))
+			log_err("\"%s\": %s; reading it answers an error", path, why);
 		r = -EUCLEAN;
 		goto fail;
 	}
@@ -469,10 +473,37 @@ static errint_t wait_for_room(struct pool *p, struct node *n, bool wait)
 	return cold ? evict_throttle(p, wait) : 0;
 }
 
+/* What is only partly there, or cannot be read at all, need not be to be cut to nothing. */
+static errint_t open_to_cut(struct pool *p, struct node *n, unsigned flags, bool *ret_done)
+{
+	struct scratch *s = n->scratch;
+	struct hydration *h;
+	errint_t r;
+
+	*ret_done = false;
+	if (!(flags & POOL_TRUNC) || !hydrate_abandon(s, &h))
+		return 0;
+	*ret_done = true;
+	r = acquire(p, n, flags);
+	if (r < 0) {
+		hydrate_resume(s, h);
+		return r;
+	}
+	r = make_writable(p, n, flags);
+	if (r < 0) {
+		hydrate_resume(s, h);
+		unacquire(p, n, 0);
+		return r;
+	}
+	atomic_store(&s->whole, true);
+	hydrate_free(h);
+	return 0;
+}
+
 static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool wait)
 {
 	struct scratch *s;
-	bool need_all;
+	bool need_all, done = false;
 	errint_t r;
 
 	if (!S_ISREG(n->type))
@@ -484,14 +515,16 @@ static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool w
 	lock_take(&n->lock);
 	r = ready_scratch(p, n, flags, wait);
 	s = n->scratch;
-	need_all = r == 0 && s->hydration &&
+	if (r == 0)
+		r = open_to_cut(p, n, flags, &done);
+	need_all = r == 0 && !done && s->hydration &&
 	           ((flags & POOL_WRITE) || s->hydration->object.kind != OBJECT_SEEKABLE ||
 	            s->hydration->object.logical_size <= p->eager_size);
 	if (need_all && !wait)
 		r = -EAGAIN;
-	if (r == 0)
+	if (r == 0 && !done)
 		r = acquire(p, n, flags);
-	if (r == 0 && !need_all && (flags & POOL_WRITE)) {
+	if (r == 0 && !done && !need_all && (flags & POOL_WRITE)) {
 		r = make_writable(p, n, flags);
 		if (r < 0)
 			unacquire(p, n, 0);
@@ -503,6 +536,9 @@ static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool w
 
 	r = hydrate_range(p, s, 0, UINT64_MAX);
 	lock_take(&n->lock);
+	if (r == -EUCLEAN && !(flags & POOL_WRITE) && s->hydration &&
+	    s->hydration->object.kind == OBJECT_SEEKABLE)
+		r = 0; /* the damaged frames answer an error, the others can be read */
 	if (r == 0 && !s->hydration && n->info_valid &&
 	    n->info.logical_size == OBJECT_SIZE_UNKNOWN) {
 		struct stat st;

@@ -3,6 +3,10 @@
  *
  *   hydrating --hydrate_range(everything)--> clean            [hydrate_finish]
  *   hydrating --last close of a broken one--> cold            [scratch_destroy]
+ *   hydrating --cut to nothing--> dirty                       [hydrate_abandon]
+ *
+ * A frame that is damaged stays MISSING: whoever reads it gets the error, whoever reads the
+ * others their bytes.
  *
  * Invariants:
  *  (H1) A frame is decoded by exactly one thread at a time: MISSING -> BUSY under h->lock by the
@@ -83,6 +87,23 @@ fail:
 	return r;
 }
 
+bool hydrate_abandon(struct scratch *s, struct hydration **ret)
+{
+	struct hydration *h = s->hydration;
+
+	lock_assert_held(&s->node->lock);
+	if (!h || h->users > 1)
+		return false;
+	s->hydration = NULL;
+	*ret = h;
+	return true;
+}
+
+void hydrate_resume(struct scratch *s, struct hydration *h)
+{
+	s->hydration = h;
+}
+
 /* First and one past the last unit that [off, off + len) needs. */
 static void units_of(const struct hydration *h, uint64_t off, uint64_t len, size_t *from,
                      size_t *to)
@@ -161,6 +182,30 @@ static errint_t decode_whole(struct scratch *s, struct hydration *h, uint64_t li
 	return sys_ftruncate(s->fd, (off_t)end);
 }
 
+/* Damage is listed, and said once. */
+static void say_failed(struct batch *b, size_t unit, errint_t err, const char *cause)
+{
+	const struct object *o = &b->h->object;
+	struct node *n = b->s->node;
+	struct object_range range = {0};
+	cleanup_free char *path = NULL;
+
+	if (o->kind == OBJECT_SEEKABLE)
+		range = (struct object_range){o->table.entries[unit].logical_off,
+		                              o->table.entries[unit].logical_len};
+	if (err == -EUCLEAN && !damage_note(b->s->pool, n, range, cause))
+		return;
+	path = node_path(b->s->pool->tree, n);
+	if (range.len > 0)
+		log_err("cannot decode bytes %ju-%ju of \"%s\": %s; reading them answers "
+		        "an error",
+		        (uintmax_t)range.off, (uintmax_t)(range.off + range.len - 1), path,
+		        cause);
+	else
+		log_err("cannot decode \"%s\": %s; reading it answers an error", path,
+		        cause);
+}
+
 static errint_t decode_unit(void *ctx, size_t i)
 {
 	struct batch *b = ctx;
@@ -171,12 +216,8 @@ static errint_t decode_unit(void *ctx, size_t i)
 		r = decode_frame(b->s, b->h, b->units[i], &cause);
 	else
 		r = decode_whole(b->s, b->h, b->limit, &cause);
-	if (r < 0) {
-		cleanup_free char *path = node_path(b->s->pool->tree, b->s->node);
-
-		log_err("cannot decode \"%s\": %s; reading it answers an error", path,
-		        cause ? cause : strerror(-r));
-	}
+	if (r < 0)
+		say_failed(b, b->units[i], r, cause ? cause : strerror(-r));
 	b->results[i] = r;
 	return 0;
 }

@@ -24,6 +24,7 @@
 #include "base/steps.h"
 #include "base/sysio.h"
 #include "codec/object.h"
+#include "pool/damage.h"
 #include "pool/framehash.h"
 #include "pool/pool.h"
 #include "pool/record.h"
@@ -109,6 +110,7 @@ struct scratch {
 };
 #define SCRATCH_MAGIC 0x5c2a7c41U
 
+struct damaged;  /* damage.c: an object that is known to be damaged */
 struct dir_seen; /* sync.c: directories whose own name is known to be durable */
 
 struct pool {
@@ -148,7 +150,9 @@ struct pool {
 	uint64_t flush_events;   /* raised when a flush ends */
 	struct scratch **doomed; /* to be deleted once their directories are synced */
 	size_t doomed_count, doomed_allocated;
-	struct lock seen_lock; /* LOCK_LEAF */
+	struct lock damage_lock; /* LOCK_LEAF: the two below */
+	struct damaged *damaged; /* damage.c */
+	struct lock seen_lock;   /* LOCK_LEAF */
 	struct dir_seen *seen;
 
 	pthread_t *flushers;
@@ -202,6 +206,10 @@ void scratch_adopt_earlier(struct pool *p, struct node *n);
 /* hydrate.c */
 /* Prepares hydration from the object open as fd (taken over). node->lock held. */
 errint_t hydrate_begin(struct pool *p, struct scratch *s, int fd, struct object *object);
+/* Gives up what is not hydrated, because the file is about to be cut to nothing; *ret is for
+ * hydrate_resume() should that fail, else for hydrate_free(). False: somebody is at work on it. node->lock held. */
+bool hydrate_abandon(struct scratch *s, struct hydration **ret);
+void hydrate_resume(struct scratch *s, struct hydration *h);
 bool hydrate_is_ready(struct scratch *s, uint64_t off, uint64_t len);
 /* [waits]; the node is open, node->lock not held. */
 errint_t hydrate_range(struct pool *p, struct scratch *s, uint64_t off, uint64_t len);

@@ -93,6 +93,7 @@ errint_t pool_new(struct pool_place *place, struct tree *tree, const struct opti
 	p->level = (int)o->level;
 	lock_init(&p->lock, LOCK_POOL);
 	lock_init(&p->seen_lock, LOCK_LEAF);
+	lock_init(&p->damage_lock, LOCK_LEAF);
 	lock_cond_init(&p->work);
 	lock_cond_init(&p->progress);
 	lock_cond_init(&p->house);
@@ -204,6 +205,8 @@ void pool_close(struct pool *p)
 	pthread_cond_destroy(&p->work);
 	pthread_cond_destroy(&p->progress);
 	pthread_cond_destroy(&p->house);
+	damage_clear(p);
+	lock_clear(&p->damage_lock);
 	lock_clear(&p->seen_lock);
 	lock_clear(&p->lock);
 	free(p);

@@ -30,6 +30,7 @@
 #define CELLAR_POOL_POOL_H
 
 #include "base/options.h"
+#include "codec/object.h"
 #include "tree/node.h"
 
 struct pool;
@@ -179,6 +180,16 @@ struct pool_stats {
 void pool_get_stats(struct pool *p, struct pool_stats *ret);
 /* Files whose last flush failed: path and error each. */
 void pool_each_failing(struct pool *p, pool_failure_fn fn, void *ctx);
+/* Objects of which something could not be read, as far as that is known (damage.h). ranges:
+ * what cannot be read, ascending; none where nothing of it can, or (error says so) all. */
+struct pool_damage {
+	const char *path, *error;
+	const struct object_range *ranges;
+	size_t count;
+};
+typedef void (*pool_damage_fn)(void *ctx, const struct pool_damage *d);
+size_t pool_each_damaged(struct pool *p, pool_damage_fn fn, void *ctx); /* how many */
+
 struct node_state { /* for `cellarctl status PATH` and user.cellar.* */
 	bool warm, dirty, flushing, pinned;
 	uint32_t open, writers;
