@@ -317,7 +317,8 @@ static errint_t adopt_object(struct pool *p, struct job *j, int fd)
 		node_set_ident(p->tree, j->n, &stamp.ident);
 		if (j->s) {
 			j->s->record.base = stamp;
-			framehash_free(steal_pointer(&j->s->frames)); /* were the old base's */
+			framehash_free(
+			    steal_pointer(&j->s->frames)); /* were the old base's */
 			j->s->record.flags &= ~RECORD_NEW;
 		}
 		memset(info, 0, sizeof(*info));
