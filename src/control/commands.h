@@ -28,6 +28,8 @@ struct control_session {
 	bool ending;        /* the request is umount: the daemon waits for its result */
 };
 
+/* ---- sessions (session.c) ---- */
+
 /* Borrows fd; idle_ms is PROTOCOL_IDLE_MS. */
 void control_session_init(struct control_session *s, const struct control_context *c,
                           int fd, uid_t uid);
@@ -41,6 +43,8 @@ void control_session_serve(struct control_session *s);
  * over, and nothing is sent any more. */
 void control_session_send(struct control_session *s, json_t *object);
 bool control_session_stopped(const struct control_session *s);
+
+/* ---- commands (commands.c) ---- */
 
 enum control_command_flags {
 	COMMAND_PRIVILEGED = 1, /* for root and the daemon's user only */
