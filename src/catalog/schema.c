@@ -1,8 +1,10 @@
 /*
  * The catalog's tables and every statement on them.
  *
- *   meta     key, value          pool (UUID of the pool it indexes), clean ("1": closed
- *                                properly), and what catalog_meta_set() is given
+ *   meta     key, value          pool (UUID of the pool it indexes), schema (user_version once
+ *                                more: that one is a bare number in the header, and one
+ *                                flipped bit must not make a newer catalog of it), clean
+ *                                ("1": closed properly), and what catalog_meta_set() is given
  *   file     one row a store inode, key its identity, number unique; `sum` is the XXH64 of
  *            all other columns: SQLite has no checksums, and a flipped bit in a size must
  *            not be believed
@@ -25,9 +27,12 @@
 #include "catalog/schema.h"
 
 #include <endian.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <xxhash.h>
+
+#include "base/sysio.h"
 
 #define APPLICATION_ID 0x434c4152 /* "CLAR" */
 #define BUSY_MS        5000
@@ -129,6 +134,7 @@ static errint_t error_of(sqlite3 *h, int rc)
 	case SQLITE_ROW:
 	case SQLITE_DONE:
 		return 0;
+	case SQLITE_ERROR: /* our SQL is right: what it is run on is not */
 	case SQLITE_CORRUPT:
 	case SQLITE_NOTADB:
 	case SQLITE_FORMAT:
@@ -196,9 +202,6 @@ static errint_t prepare(struct db *db, enum db_statement from, enum db_statement
 		    sqlite3_prepare_v3(db->handle, statement_text[i], -1,
 		                       SQLITE_PREPARE_PERSISTENT, &db->statements[i], NULL);
 
-		/* The texts are right, so a table or column is missing. */
-		if (rc == SQLITE_ERROR)
-			return -EUCLEAN;
 		if (rc != SQLITE_OK)
 			return error_of(db->handle, rc);
 	}
@@ -527,7 +530,7 @@ static errint_t connect_to(struct db *db, const char *path)
 static errint_t make_schema(struct db *db, int64_t version, const struct uuid *pool)
 {
 	struct uuid_text text = uuid_format(pool);
-	char sql[128];
+	char sql[192];
 	errint_t err = exec(db, "BEGIN IMMEDIATE");
 
 	if (err)
@@ -536,8 +539,9 @@ static errint_t make_schema(struct db *db, int64_t version, const struct uuid *p
 		err = exec(db, upgrade[v]);
 	if (!err) {
 		(void)snprintf(sql, sizeof(sql),
-		               "PRAGMA application_id=%d; PRAGMA user_version=%d;",
-		               APPLICATION_ID, CATALOG_SCHEMA);
+		               "PRAGMA application_id=%d; PRAGMA user_version=%d;"
+		               "INSERT OR REPLACE INTO meta VALUES('schema', '%d');",
+		               APPLICATION_ID, CATALOG_SCHEMA, CATALOG_SCHEMA);
 		err = exec(db, sql);
 	}
 	if (!err && !version) {
@@ -556,7 +560,7 @@ static errint_t make_schema(struct db *db, int64_t version, const struct uuid *p
 static errint_t identify(struct db *db, const char *path, const struct uuid *pool,
                          bool *ret_new, char **cause)
 {
-	int64_t application = 0, version = 0, tables = 0;
+	int64_t application = 0, version = 0, tables = 0, said = 0;
 	errint_t err = exec_int(db, "PRAGMA application_id", &application);
 
 	if (!err)
@@ -568,6 +572,10 @@ static errint_t identify(struct db *db, const char *path, const struct uuid *poo
 	*ret_new = !application && !version && !tables;
 	if (!*ret_new && (application != APPLICATION_ID || version < 1))
 		return damaged(db, "it is a database of some other program");
+	if (version > CATALOG_SCHEMA &&
+	    (exec_int(db, "SELECT value FROM meta WHERE key = 'schema'", &said) ||
+	     said != version))
+		return damaged(db, "its version is not the one that it was made with");
 	if (version > CATALOG_SCHEMA)
 		return set_cause(
 		    cause, -ENOTSUP,
@@ -575,6 +583,23 @@ static errint_t identify(struct db *db, const char *path, const struct uuid *poo
 		    "use the newer cellar, or move the catalog away",
 		    path, (long long)version, CATALOG_SCHEMA);
 	return version < CATALOG_SCHEMA ? make_schema(db, version, pool) : 0;
+}
+
+/* A header whose version of the file format is too high makes SQLite read only, whatever the
+ * file itself allows: one flipped bit, and no database would be written any more. */
+static errint_t check_writable(struct db *db, const char *path)
+{
+	int64_t ignored;
+	errint_t err = exec_int(db, "PRAGMA application_id", &ignored);
+	int fd;
+
+	if (err || sqlite3_db_readonly(db->handle, "main") != 1)
+		return err;
+	fd = sys_openat(AT_FDCWD, path, O_RDWR | O_NOFOLLOW, 0);
+	if (fd < 0)
+		return fd;
+	(void)sys_close(fd);
+	return damaged(db, "its header says that nobody may write it");
 }
 
 static errint_t check_pool(struct db *db, const struct uuid *pool)
@@ -609,6 +634,8 @@ errint_t db_open_writer(struct db *db, const char *path, const struct uuid *pool
 	bool is_new = false;
 	errint_t err = connect_to(db, path);
 
+	if (!err)
+		err = check_writable(db, path);
 	/* Looked at before journal_mode, which writes into the header of any database. */
 	if (!err)
 		err = identify(db, path, pool, &is_new, cause);

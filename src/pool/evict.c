@@ -304,6 +304,7 @@ void pool_unlinked(struct pool *p, struct node *n, struct node *dir)
 
 	if (!S_ISREG(n->type))
 		return;
+	damage_forget(p, n);
 	lock_take(&n->lock);
 	if (!n->scratch)
 		scratch_adopt_earlier(p, n);

@@ -315,6 +315,7 @@ static errint_t adopt_object(struct pool *p, struct job *j, int fd)
 	r = stamp_of(fd, &object, &stamp);
 	if (r == 0) {
 		node_set_ident(p->tree, j->n, &stamp.ident);
+		damage_forget(p, j->n);
 		if (j->s) {
 			j->s->record.base = stamp;
 			framehash_free(

@@ -99,6 +99,20 @@ static errint_t write_first_record(struct pool *p, struct scratch *s, const char
 	return r;
 }
 
+/* What was known of the object matched by size and mtime, and it is another all the same: it
+ * was damaged. A flush must not take that for a change by somebody else. node->lock held. */
+static void correct_info(struct pool *p, struct node *n, const struct stamp *now)
+{
+	uint64_t *known = n->info.trailer_hash;
+
+	if (!n->info_valid || !ident_equal(&n->info.ident, &now->ident) ||
+	    n->info.stored_size != now->stored_size ||
+	    (known[0] == now->trailer_hash[0] && known[1] == now->trailer_hash[1]))
+		return;
+	memcpy(known, now->trailer_hash, sizeof(n->info.trailer_hash));
+	catalog_file_put(p->catalog, &n->info);
+}
+
 /* A new file that a power cut left without scratch: as it was made, and soon a valid object. */
 static void start_empty(struct pool *p, struct scratch *s, const struct stat *st)
 {
@@ -155,6 +169,8 @@ static errint_t start_cold(struct pool *p, struct node *n, unsigned flags,
 	}
 	s = scratch_alloc(p, n->ino);
 	r = stamp_of(fd, &object, &s->record.base);
+	if (r == 0)
+		correct_info(p, n, &s->record.base);
 	if (r == 0)
 		r = s->fd = scratch_create_file(p, n->ino);
 	if (r >= 0) {
