@@ -2,17 +2,11 @@
  * The system calls through which cellar touches disks, as a table (SQLite's aSyscall
  * idea): each returns what the kernel's wrapper returns, but a failure is -errno instead
  * of -1 and errno, EINTR is retried where that is safe, and a developer build can make
- * the i-th call fail (see below). Layers from codec/ on use these and no bare calls for
+ * the i-th call fail (fault.h). Layers from codec/ on use these and no bare calls for
  * anything that reads, writes, names or syncs files.
  *
  * full_*: loop until everything was transferred; a read that meets the end of the file
  * early is -ENODATA for full_pread().
- *
- * Faults (only with --enable-developer): CELLAR_TEST_FAULT=NAME:NTH:ERROR[:always], for
- * instance `fsync:3:EIO` or `any:17:ENOSPC:always`; NAME is the function's name below
- * without sys_, or `any`; ERROR an errno name or `short` (half of a read or write is
- * transferred). The count is of the whole process; fault_fired() tells a unit test whether
- * it was reached, fault_set() arms it from inside one.
  */
 #ifndef CELLAR_BASE_SYSIO_H
 #define CELLAR_BASE_SYSIO_H
@@ -23,6 +17,7 @@
 #include <sys/uio.h>
 
 #include "base/error.h"
+#include "base/fault.h"
 
 int sys_openat(int dirfd, const char *path, int flags, mode_t mode); /* O_CLOEXEC added */
 int sys_openat2(int dirfd, const char *path, int flags, mode_t mode, uint64_t resolve);
@@ -77,10 +72,5 @@ struct fd_path fd_path(int fd);
 errint_t sys_walk_dir(int dirfd,
                       errint_t (*fn)(void *ctx, const char *name, unsigned char type),
                       void *ctx);
-
-/* Fault injection; without --enable-developer these do nothing. */
-void fault_init(void); /* reads CELLAR_TEST_FAULT */
-bool fault_set(const char *spec);
-bool fault_fired(void);
 
 #endif

@@ -7,12 +7,14 @@
  *      kernel) allows no more: one is started whenever queued > idle + starting.
  *  (3) A thread leaves only when `stopping` is set and the queue is empty, so what a job
  *      queues while the pool stops is run too, by that job's own thread if by no other.
+ *  (4) Where the kernel gives no thread at all, who queues a job runs it: slow, but it runs.
  */
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "base/fault.h"
 #include "base/lock.h"
 #include "base/log.h"
 #include "base/workers.h"
@@ -64,7 +66,7 @@ errint_t thread_start(pthread_t *ret, const char *name, void *(*fn)(void *), voi
 	struct start *s = xcalloc(1, sizeof(*s));
 	sigset_t all, old;
 	pthread_t t;
-	int err;
+	int err = -fault(CALL_thread);
 
 	s->fn = fn;
 	s->arg = arg;
@@ -73,7 +75,8 @@ errint_t thread_start(pthread_t *ret, const char *name, void *(*fn)(void *), voi
 	/* Blocked before it exists: not one signal is for it. */
 	(void)sigfillset(&all);
 	INVARIANT(pthread_sigmask(SIG_SETMASK, &all, &old) == 0);
-	err = pthread_create(&t, NULL, thread_main, s);
+	if (!err)
+		err = pthread_create(&t, NULL, thread_main, s);
 	INVARIANT(pthread_sigmask(SIG_SETMASK, &old, NULL) == 0);
 	if (err) {
 		free(s);
@@ -165,14 +168,26 @@ static void start_thread_locked(struct workers *w)
 		w->starting++;
 		return;
 	}
-	if (w->started == 0) {
-		log_err("no thread can be started for %s: %s", w->name, strerror(-err));
-		abort();
-	}
 	if (!w->warned)
 		log_warn("only %u of %u threads for %s: %s", w->started, w->max_threads,
 		         w->name, strerror(-err));
 	w->warned = true;
+}
+
+/* (4) Whatever is queued; others may take it from us. */
+static void run_jobs_here(struct workers *w)
+{
+	struct job *j;
+
+	for (;;) {
+		lock_take(&w->lock);
+		j = take_job_locked(w);
+		lock_drop(&w->lock);
+		if (!j)
+			return;
+		j->fn(j->arg);
+		free(j);
+	}
 }
 
 void workers_queue(struct workers *w, worker_fn fn, void *arg)
@@ -188,6 +203,11 @@ void workers_queue(struct workers *w, worker_fn fn, void *arg)
 	if (w->queued > w->idle + w->starting && w->started < w->max_threads &&
 	    !w->stopping)
 		start_thread_locked(w);
+	if (w->started == 0) { /* (4) */
+		lock_drop(&w->lock);
+		run_jobs_here(w);
+		return;
+	}
 	(void)pthread_cond_signal(&w->work);
 	lock_drop(&w->lock);
 }

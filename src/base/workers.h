@@ -18,8 +18,8 @@ struct workers;
 typedef void (*worker_fn)(void *arg);
 
 /* name: shown in the thread's name (15 characters with a number). init (may be NULL) runs
- * first on each new thread (credentials, priorities). Never fails; ends the program when no
- * thread at all can be started. */
+ * first on each new thread (credentials, priorities). Never fails; where no thread at all can
+ * be started, workers_queue() runs the job itself. */
 struct workers *workers_new(const char *name, unsigned max_threads, void (*init)(void));
 void workers_queue(struct workers *w, worker_fn fn, void *arg);
 unsigned workers_queued(struct workers *w);

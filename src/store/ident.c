@@ -72,6 +72,10 @@ static struct ident hash_material(const struct material *m)
 
 static errint_t get_handle(int dirfd, const char *name, union handle *ret, int *ret_mount)
 {
+	int err = fault(CALL_handle);
+
+	if (err)
+		return err;
 	ret->h.handle_bytes = MAX_HANDLE_SZ;
 	if (name_to_handle_at(dirfd, name, &ret->h, ret_mount, *name ? 0 : AT_EMPTY_PATH) <
 	    0)
