@@ -227,15 +227,32 @@ static errint_t remove_intent(struct store *s, const char *intent, const char *t
 	return err;
 }
 
-/* The target is durably whole, or a younger intent for it is durable. */
-static void drop_unfinished(struct store *s, const struct ident *target)
+/* The target is durably whole, or a younger intent for it is durable. What cannot be removed stays
+ * known. */
+static errint_t drop_unfinished(struct store *s, const struct ident *target)
 {
-	struct store_unfinished *u;
+	struct store_unfinished *u, *kept = NULL;
+	errint_t err = 0;
 
 	while ((u = take_unfinished(s, target))) {
-		(void)remove_intent(s, u->intent, u->tmp);
-		free(u);
+		errint_t e = remove_intent(s, u->intent, u->tmp);
+
+		if (e) {
+			u->next = kept;
+			kept = u;
+			err = e;
+		} else {
+			free(u);
+		}
 	}
+	lock_take(&s->lock);
+	while ((u = kept)) {
+		kept = u->next;
+		u->next = s->unfinished;
+		s->unfinished = u;
+	}
+	lock_drop(&s->lock);
+	return err;
 }
 
 /* ---- renaming over ---- */
@@ -276,7 +293,7 @@ errint_t store_replace(struct store *s, const char *tmp_name, int dirfd,
 	 * durable. */
 	err = rename_over(s, tmp_name, dirfd, store_name);
 	if (!err && store_sync_dir(dirfd) == 0)
-		drop_unfinished(s, &old);
+		(void)drop_unfinished(s, &old); /* else no start will find its target */
 	return err;
 }
 
@@ -301,11 +318,6 @@ static errint_t write_intent(struct store *s, struct intent *in)
 		err = err_close;
 	if (!err)
 		err = store_sync_dir(s->tmp_fd);
-	if (err) {
-		/* It may be durable all the same; then it must not be. */
-		(void)sys_unlinkat(s->tmp_fd, in->name, 0);
-		(void)store_sync_dir(s->tmp_fd);
-	}
 	return err;
 }
 
@@ -407,10 +419,14 @@ errint_t store_copy_over(struct store *s, const char *tmp_name, int target_fd,
 	if (err) {
 		set_cause_errno(cause, err, "cannot write an intent in %s/tmp",
 		                NAMES_PRIVATE);
+		/* It may be durable all the same; then it must not be: the next start would
+		 * copy these bytes over whatever the object is by then. */
+		if (in.name[0] && drop_intent(s, in.name))
+			remember_unfinished(s, &in);
 		goto out;
 	}
 	step("store.intent");
-	drop_unfinished(s, target);
+	(void)drop_unfinished(s, target);
 	err = reserve_room(target_fd, &st, &in);
 	if (err && was_whole && drop_intent(s, in.name) == 0) {
 		set_cause_errno(cause, err, "cannot reserve room to copy over the object");
@@ -418,6 +434,9 @@ errint_t store_copy_over(struct store *s, const char *tmp_name, int target_fd,
 	}
 	if (!err)
 		err = copy_bytes(tmp_fd, target_fd, &in);
+	/* The older ones first: alone, the next start would take them for the youngest. */
+	if (!err)
+		err = drop_unfinished(s, target);
 	if (!err)
 		err = remove_intent(s, in.name, in.tmp);
 	if (err) {
@@ -668,19 +687,27 @@ static void sweep(struct store *s)
 	tmp_listing_clear(&l);
 }
 
-/* Of several intents for one target only the youngest says what the object is to be. */
-static void drop_superseded(struct recovery *r)
+/* Of several intents for one target only the youngest says what the object is to be. An error:
+ * an older one is still there, and none may be finished before it is gone. */
+static errint_t drop_superseded(struct recovery *r)
 {
+	errint_t err = 0;
+
 	for (size_t i = 0; i < r->count; i++) {
 		for (size_t j = i + 1; j < r->count && !r->done[i]; j++) {
 			if (r->done[j] ||
 			    !ident_equal(&r->intents[i].target, &r->intents[j].target))
 				continue;
 			r->done[i] = true;
-			(void)remove_intent(r->store, r->intents[i].name,
-			                    r->intents[i].tmp);
+			err =
+			    remove_intent(r->store, r->intents[i].name, r->intents[i].tmp);
+			if (err)
+				return set_cause_errno(r->cause, err,
+				                       "cannot remove %s/tmp/%s",
+				                       NAMES_PRIVATE, r->intents[i].name);
 		}
 	}
+	return 0;
 }
 
 /* Those that the hint does not find are finished together in one walk. */
@@ -690,7 +717,9 @@ static errint_t finish_all(struct recovery *r)
 
 	for (size_t i = 0; i < r->count; i++)
 		r->done[i] = !source_is_whole(r, i);
-	drop_superseded(r);
+	err = drop_superseded(r);
+	if (err)
+		return err;
 	for (size_t i = 0; i < r->count; i++)
 		if (!r->done[i])
 			finish_by_hint(r, i);
