@@ -102,16 +102,18 @@ static errint_t open_target(struct compaction *c)
 	return 0;
 }
 
-static void choose_way(struct compaction *c)
+static errint_t choose_way(struct compaction *c)
 {
 	struct job *j = &c->job;
+	errint_t r = 0;
 
 	j->install_name = j->at.store_name;
 	if (j->n->plain)
-		job_decide_plain(c->p, j);
+		r = job_decide_plain(c->p, j);
 	else
 		j->copy_over = j->target_st.st_nlink > 1;
 	c->worth = is_worth(c) && !j->plain;
+	return r;
 }
 
 static errint_t compact_look(struct compaction *c)
@@ -134,7 +136,7 @@ static errint_t compact_look(struct compaction *c)
 		r = open_target(c);
 	if (r == 0) {
 		j->ctime = job_logical_ctime(j);
-		choose_way(c);
+		r = choose_way(c);
 	}
 	lock_drop(&j->n->lock);
 	rwlock_drop(&c->p->tree->ns);

@@ -1,7 +1,7 @@
 /*
  * The store side of a flush: where the object of a scratch is, whether it is still the one
  * the scratch came from, and how the new one takes its place. Invariants (F1), (F3), (F5),
- * (F7) of flush.c are upheld here.
+ * (F7), (F8) of flush.c are upheld here.
  *
  * Ways in:
  *   replace    one link: rename over it
@@ -72,21 +72,26 @@ static bool base_is_current(const struct pool *p, const struct job *j)
 	       base->trailer_hash[1] == info->trailer_hash[1];
 }
 
-void job_decide_plain(struct pool *p, struct job *j)
+errint_t job_decide_plain(struct pool *p, struct job *j)
 {
 	size_t len = strlen(j->at.store_name.s);
 	struct stat st;
 
 	j->plain = j->target_st.st_nlink > 1 || len + NAMES_SUFFIX_LEN > p->store->name_max;
 	if (!j->plain) {
+		errint_t r;
+
 		memcpy(j->install_name.s + len, NAMES_SUFFIX, NAMES_SUFFIX_LEN + 1);
-		j->plain = sys_fstatat(j->at.dirfd, j->install_name.s, &st,
-		                       AT_SYMLINK_NOFOLLOW) != -ENOENT;
+		r = sys_fstatat(j->at.dirfd, j->install_name.s, &st, AT_SYMLINK_NOFOLLOW);
+		if (r < 0 && r != -ENOENT)
+			return r;
+		j->plain = r == 0;
 	}
 	if (j->plain) {
 		j->install_name = j->at.store_name;
 		j->copy_over = true;
 	}
+	return 0;
 }
 
 /* The usual: the node's name leads to its object. */
@@ -114,8 +119,8 @@ static errint_t target_at_place(struct pool *p, struct job *j)
 	if (j->conflict)
 		j->unchanged = false;
 	if (j->n->plain)
-		job_decide_plain(p, j);
-	else if (j->target_st.st_nlink > 1 && !j->conflict)
+		return job_decide_plain(p, j);
+	if (j->target_st.st_nlink > 1 && !j->conflict)
 		j->copy_over = true;
 	return 0;
 }
@@ -299,46 +304,53 @@ static errint_t keep_foreign(struct pool *p, struct job *j)
 	return 0;
 }
 
-/* Node, record (in memory) and info learn what the object is now. fd: the new object. */
-static errint_t adopt_object(struct pool *p, struct job *j, int fd)
+/* (F8): everything there is to know of the new object, before it takes its place. */
+static errint_t look_at_new(struct job *j)
 {
-	struct catalog_file *info = &j->n->info;
 	struct object object;
-	struct stamp stamp;
-	struct stat st;
-	errint_t r = sys_fstat(fd, &st);
+	errint_t r = object_open(j->out_fd, &object, &j->cause);
 
-	if (r == 0)
-		r = object_open(fd, &object, &j->cause);
 	if (r < 0)
 		return r;
-	r = stamp_of(fd, &object, &stamp);
-	if (r == 0) {
-		node_set_ident(p->tree, j->n, &stamp.ident);
-		damage_forget(p, j->n);
-		if (j->s) {
-			j->s->record.base = stamp;
-			framehash_free(
-			    steal_pointer(&j->s->frames)); /* were the old base's */
-			j->s->record.flags &= ~RECORD_NEW;
-		}
-		memset(info, 0, sizeof(*info));
-		info->ident = stamp.ident;
-		info->ino = j->n->ino;
-		info->type = S_IFREG;
-		info->kind = j->plain ? OBJECT_PLAIN : object.kind;
-		info->logical_size = j->plain ? (uint64_t)st.st_size : object.logical_size;
-		info->stored_size = (uint64_t)st.st_size;
-		info->stored_mtime = st.st_mtim;
-		memcpy(info->trailer_hash, stamp.trailer_hash, sizeof(info->trailer_hash));
-		info->seq = j->seq;
-		info->level = object.has_cellar_frame ? object.cellar.level : 0;
-		info->frames = (uint32_t)j->result.frames;
-		j->n->info_valid = true;
-		resolve_keep_ctime(p->tree, j->n, &st, &j->ctime);
-	}
+	r = stamp_of(j->out_fd, &object, &j->stamp);
+	j->kind = j->plain ? (uint32_t)OBJECT_PLAIN : object.kind;
+	j->logical_size = j->plain ? object.stored_size : object.logical_size;
+	j->level = object.has_cellar_frame ? object.cellar.level : 0;
 	object_close(&object);
 	return r;
+}
+
+/* It is in its place: node, record (in memory) and info learn what the object is now. fd: the
+ * new object. Cannot fail (F8). */
+static void adopt_object(struct pool *p, struct job *j, int fd)
+{
+	struct catalog_file *info = &j->n->info;
+	struct stat st;
+	bool have_st = sys_fstat(fd, &st) == 0;
+
+	node_set_ident(p->tree, j->n, &j->stamp.ident);
+	damage_forget(p, j->n);
+	if (j->s) {
+		j->s->record.base = j->stamp;
+		framehash_free(steal_pointer(&j->s->frames)); /* were the old base's */
+		j->s->record.flags &= ~RECORD_NEW;
+	}
+	memset(info, 0, sizeof(*info));
+	j->n->info_valid = have_st;
+	if (!have_st)
+		return; /* read from its trailer when it is next asked for */
+	info->ident = j->stamp.ident;
+	info->ino = j->n->ino;
+	info->type = S_IFREG;
+	info->kind = j->kind;
+	info->logical_size = j->logical_size;
+	info->stored_size = j->stamp.stored_size;
+	info->stored_mtime = st.st_mtim;
+	memcpy(info->trailer_hash, j->stamp.trailer_hash, sizeof(info->trailer_hash));
+	info->seq = j->seq;
+	info->level = j->level;
+	info->frames = (uint32_t)j->result.frames;
+	resolve_keep_ctime(p->tree, j->n, &st, &j->ctime);
 }
 
 static errint_t install_copy_over(struct pool *p, struct job *j)
@@ -366,27 +378,33 @@ static errint_t install_copy_over(struct pool *p, struct job *j)
 	if (r == 0) {
 		j->tmp.s[0] = '\0';
 		attrs_unmark_new(fd);
-		r = adopt_object(p, j, fd);
+		j->stamp.ident = j->n->ident; /* the inode stays */
+		adopt_object(p, j, fd);
 	}
 	(void)sys_close(fd);
 	return r;
 }
 
 /* The rename of a plain file's object is done: the plain name goes. */
-static errint_t drop_plain_name(struct pool *p, struct job *j)
+static void drop_plain_name(struct pool *p, struct job *j)
 {
 	errint_t r;
 
 	step("flush.ingested");
 	r = sys_unlinkat(j->at.dirfd, j->at.store_name.s, 0);
-	if (r < 0 && r != -ENOENT)
-		return r; /* shadowed by the object from now on */
+	if (r < 0 && r != -ENOENT) {
+		cleanup_free char *name = text_escape(j->at.store_name.s);
+
+		log_warn(
+		    "cannot remove the plain file \"%s\", whose object is in the store "
+		    "now: %s; it is hidden by the object and goes with it",
+		    name, strerror(-r));
+	}
 	node_add_name(p->tree, j->n, j->at.parent, j->install_name.s);
 	node_remove_name(p->tree, j->n, j->at.parent, j->at.store_name.s);
 	j->n->plain = false;
 	if (j->s)
 		scratch_write_hint(p, j->s);
-	return 0;
 }
 
 static errint_t install_replace(struct pool *p, struct job *j)
@@ -408,9 +426,9 @@ static errint_t install_replace(struct pool *p, struct job *j)
 		                       "cannot put the new object in its place");
 	j->tmp.s[0] = '\0';
 	j->installed = true;
-	r = adopt_object(p, j, j->out_fd);
-	if (r == 0 && renamed_plain)
-		r = drop_plain_name(p, j);
+	adopt_object(p, j, j->out_fd);
+	if (renamed_plain)
+		drop_plain_name(p, j);
 	if (j->target_fd <= 0)
 		node_add_name(p->tree, j->n, j->at.parent, j->install_name.s);
 	/* Users must not see our renames in the directory's times (promise 9). */
@@ -420,10 +438,14 @@ static errint_t install_replace(struct pool *p, struct job *j)
 		(void)sys_utimensat(AT_FDCWD, fd_path(j->at.dirfd).s, ts, 0);
 	if (sys_fstat(j->at.dirfd, &after) == 0)
 		resolve_keep_ctime(p->tree, j->at.parent, &after, &shown.st_ctim);
-	return r;
+	return 0;
 }
 
 errint_t job_install(struct pool *p, struct job *j)
 {
+	errint_t r = look_at_new(j);
+
+	if (r < 0)
+		return set_cause_errno(&j->cause, r, "cannot look at the new object");
 	return j->copy_over ? install_copy_over(p, j) : install_replace(p, j);
 }

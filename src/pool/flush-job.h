@@ -28,6 +28,11 @@ struct job {
 	uint64_t gen, size, seq;
 	struct timespec ctime;
 	struct encode_result result;
+	/* What the new object is, found out while nothing has changed yet (F8). */
+	struct stamp stamp;
+	uint32_t kind;
+	uint64_t logical_size;
+	int32_t level;
 	errint_t error;
 	char *cause;
 };
@@ -46,7 +51,7 @@ errint_t job_install(struct pool *p, struct job *j);
 /* node->lock held: the logical ctime of what the store has (target_st). */
 struct timespec job_logical_ctime(const struct job *j);
 /* The target is a plain file: does it become an object, and under which name? node->lock held. */
-void job_decide_plain(struct pool *p, struct job *j);
+errint_t job_decide_plain(struct pool *p, struct job *j);
 /* Closes and frees what the job holds, its reference on the node too; removes its tmp file. */
 void job_clear(struct pool *p, struct job *j);
 

@@ -30,6 +30,9 @@
  *       back-off, and nothing of the old object is touched.
  *  (F7) The attributes of the new object are those of the old one at the rename: copied
  *       before, and copied again under the locks if the object's ctime moved since.
+ *  (F8) Once the new object has its name, node and record (in memory) know it, whatever fails: what
+ *       can fail of finding out its identity and stamp comes before. Otherwise the next try
+ *       would take our own object for a foreign one.
  */
 #include <string.h>
 #include <sys/resource.h>

@@ -73,7 +73,10 @@ static errint_t lock_pool(struct pool_place *pl, bool *ret_draining, char **caus
 	if (ftruncate(pl->lock_fd, 0) < 0)
 		return set_cause_errno(cause, -errno, "cannot write \"%s/pool.lock\"",
 		                       pl->path);
-	return full_pwrite(pl->lock_fd, buf, (size_t)len, 0);
+	n = full_pwrite(pl->lock_fd, buf, (size_t)len, 0);
+	return n < 0 ? set_cause_errno(cause, (errint_t)n, "cannot write \"%s/pool.lock\"",
+	                               pl->path)
+	             : 0;
 }
 
 /* User xattrs carry the records: without them there is no pool. */

@@ -173,8 +173,9 @@ static void check(struct place *p, const char *what, size_t at, struct sum *sum)
 
 static void say(const char *what, const struct sum *s)
 {
-	print_message("%s: %lu damages: all rows %lu times, some %lu, none %lu; met later %lu\n", what,
-	              s->damages, s->whole, s->some, s->none, s->late);
+	print_message(
+	    "%s: %lu damages: all rows %lu times, some %lu, none %lu; met later %lu\n",
+	    what, s->damages, s->whole, s->some, s->none, s->late);
 }
 
 static bool soak(void)
