@@ -93,7 +93,8 @@ static int verify_offline(struct verify *v, const char *root, const char *rest)
 
 	if (r == 0) {
 		options_init(&o);
-		r = verify_tree(s, rest, o.max_object, verify_report, v, NULL, &t, &cause);
+		r = verify_tree(s, rest, o.max_object, NULL, verify_report, v, NULL, &t,
+		                &cause);
 		options_clear(&o);
 		store_close(s);
 	}

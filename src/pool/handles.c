@@ -52,12 +52,17 @@ static void uncount_open(struct pool *p)
 
 /* ---- making a scratch ---- */
 
-/* The fine clock: a ctime must not be older than the mtime that the kernel has just set. */
+/* The content changed: the logical ctime is the mtime that the kernel has given it, so that
+ * whoever reads it from the scratch after kill -9 finds the same. s->fd is open. */
 static void note_change(struct scratch *s)
 {
 	struct timespec now;
+	struct stat st;
 
-	(void)clock_gettime(CLOCK_REALTIME, &now);
+	if (sys_fstat(s->fd, &st) == 0)
+		now = st.st_mtim;
+	else
+		(void)clock_gettime(CLOCK_REALTIME, &now);
 	atomic_store(&s->last_write_ns, now.tv_sec * 1000000000LL + now.tv_nsec);
 }
 
@@ -354,13 +359,13 @@ static errint_t truncate_locked(struct pool *p, struct scratch *s, uint64_t size
 	if (r == 0)
 		r = (uint64_t)st.st_size > size ? shrink(p, s, size)
 		                                : sys_ftruncate(s->fd, (off_t)size);
-	note_change(s);
 	rwlock_drop(&s->gate);
 	if (r == 0) {
 		struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_nsec = UTIME_NOW}};
 
 		/* POSIX: also when the size stays. */
 		(void)sys_futimens(s->fd, ts);
+		note_change(s);
 		s->record.flags &= ~RECORD_MTIME_SET;
 		scratch_sample(p, s);
 	}
@@ -700,7 +705,8 @@ void scratch_write_end(struct pool *p, struct node *n, uint64_t off, ssize_t wri
 {
 	struct scratch *s = n->scratch;
 
-	note_change(s);
+	if (written > 0)
+		note_change(s);
 	rwlock_drop(&s->gate);
 	if (written > 0 &&
 	    atomic_fetch_add(&s->unsampled, (uint64_t)written) + (uint64_t)written >=
@@ -749,7 +755,8 @@ errint_t pool_fallocate(struct pool *p, struct node *n, int mode, uint64_t off,
 	rwlock_wr(&s->gate);
 	atomic_fetch_add(&s->gen, 1);
 	r = sys_fallocate(s->fd, mode, (off_t)off, (off_t)len);
-	note_change(s);
+	if (r == 0)
+		note_change(s);
 	rwlock_drop(&s->gate);
 	scratch_sample(p, s);
 	lock_drop(&n->lock);
@@ -813,6 +820,7 @@ errint_t pool_set_times(struct node *n, const struct timespec ts[2])
 {
 	struct scratch *s = n->scratch;
 	struct timespec only_mtime[2] = {{.tv_nsec = UTIME_OMIT}, ts[1]};
+	int64_t ns;
 	errint_t r;
 	int fd;
 
@@ -830,7 +838,9 @@ errint_t pool_set_times(struct node *n, const struct timespec ts[2])
 			s->mtime = st.st_mtim;
 		if (s->record.state == RECORD_DIRTY) {
 			s->record.flags |= RECORD_MTIME_SET;
-			s->record.ctime = clock_now();
+			ns = atomic_load(&s->last_write_ns);
+			s->record.ctime =
+			    (struct timespec){ns / 1000000000, ns % 1000000000};
 			r = record_write(fd, &s->record);
 		}
 	}
@@ -846,9 +856,7 @@ void pool_meta_changed(struct node *n)
 	lock_assert_held(&n->lock);
 	if (!s)
 		return;
-	s->attr_unsynced = true;
-	if (s->record.state == RECORD_DIRTY)
-		note_change(s);
+	s->attr_unsynced = true; /* the object's own ctime has moved */
 }
 
 void pool_node_state(struct pool *p, struct node *n, struct node_state *ret)

@@ -238,9 +238,11 @@ static void pin_number(struct pool *p, const struct scratch *s, const struct fou
 	row.stored_size = f->stamp.stored_size;
 	row.stored_mtime = f->st.st_mtim;
 	memcpy(row.trailer_hash, f->stamp.trailer_hash, sizeof(row.trailer_hash));
-	if (f->object.has_cellar_frame) {
+	row.ctime = row.seen_ctime = f->st.st_ctim;
+	if (f->object.has_cellar_frame &&
+	    uuid_equal(&f->object.cellar.pool, &p->place.uuid)) {
 		row.seq = f->object.cellar.seq;
-		row.ctime = f->object.cellar.ctime;
+		row.ctime = f->object.cellar.ctime; /* until st_ctim moves */
 	}
 	catalog_file_put(p->catalog, &row);
 }
@@ -290,12 +292,15 @@ static errint_t find_node(struct pool *p, struct scratch *s, const struct found 
 	return r;
 }
 
+/* The logical ctime: the mtime is when the content changed last, unless somebody set it. One
+ * that was set to the future is recognised; one that is past was overtaken by a write. */
 static void fill_times(struct pool *p, struct scratch *s)
 {
-	struct timespec t = s->record.ctime;
+	struct timespec t = s->record.ctime, now = clock_now();
 
 	scratch_sample(p, s);
-	if (!(s->record.flags & RECORD_MTIME_SET) && timespec_cmp(&s->mtime, &t) > 0)
+	if (timespec_cmp(&s->mtime, &t) > 0 &&
+	    (!(s->record.flags & RECORD_MTIME_SET) || timespec_cmp(&s->mtime, &now) <= 0))
 		t = s->mtime;
 	atomic_store(&s->last_write_ns, t.tv_sec * 1000000000LL + t.tv_nsec);
 }

@@ -80,3 +80,16 @@ def cellar(box):
 def lively(box):
     """A running cellar that writes back as soon as it can."""
     return box.cellar(writeback_delay="50ms").start()
+
+
+@pytest.fixture(params=sorted(harness.MODES))
+def mode(request):
+    """Options for box.cellar(**mode, ...): a test that takes this runs in each mode that the
+    daemon has for this user."""
+    return harness.MODES[request.param]
+
+
+@pytest.fixture
+def plain(box, mode):
+    """As `cellar`, in each mode."""
+    return box.cellar(writeback_delay="1h", **mode).start()

@@ -33,6 +33,8 @@ CELLARD = os.path.join(BUILD, "cellard")
 CELLARCTL = os.path.join(BUILD, "cellarctl")
 MOUNT_CELLAR = os.path.join(BUILD, "mount.cellar")
 
+FSX = os.path.join(BUILD, "tests", "mount", "fsx")
+
 MIB = 1 << 20
 KIB = 1 << 10
 
@@ -42,6 +44,31 @@ BAD_LINE = re.compile(
     r"|invariant|lock order",
     re.IGNORECASE,
 )
+
+# ---- modes ----
+
+
+def _modes():
+    """{name: options of cellard}: the ways in which the kernel reaches the bytes of a file.
+    Passthrough is root's, and only there once cellard knows the option."""
+    try:
+        text_ = subprocess.run(
+            [CELLARD, "--help"], stdin=subprocess.DEVNULL, capture_output=True, check=True
+        ).stdout.decode()
+    except (OSError, subprocess.CalledProcessError):
+        return {"cached": {}}
+    found = re.search(r"^  passthrough(?:\[?=)(\S+)", text_, re.MULTILINE)
+    if not found:
+        return {"cached": {}}
+    values = re.split(r"[^a-z]+", found.group(1))
+    never = next((v for v in ("no", "off", "never") if v in values), "no")
+    modes = {"cached": {"passthrough": never}}
+    if ROOT:
+        modes["passthrough"] = {"passthrough": "auto" if "auto" in values else "yes"}
+    return modes
+
+
+MODES = _modes()
 
 # ---- waiting ----
 
@@ -357,8 +384,8 @@ def parse_object(path):
             if magic == CELLAR_MAGIC:
                 body = raw[off : off + stored_len]
                 assert body[8:12] == b"CLRF", "the cellar frame has another tag"
-                version, flags, level, _ = struct.unpack_from("<HHiI", body, 12)
-                ino, seq, csec, cnsec = struct.unpack_from("<QQqI", body, 40)
+                version, flags, level, cnsec = struct.unpack_from("<HHiI", body, 12)
+                ino, seq, csec = struct.unpack_from("<QQq", body, 40)
                 cellar = {
                     "version": version,
                     "flags": flags,

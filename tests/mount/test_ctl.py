@@ -370,3 +370,16 @@ def test_names_on_the_terminal(cellar):
     assert done.returncode == 1
     assert "\x1b" not in done.out + done.err and "\x07" not in done.out + done.err
     assert "evil" in done.out + done.err
+
+
+def test_verify_of_what_was_never_flushed(cellar):
+    """The object of a new file is empty until its first flush: no damage, unless nobody has
+    the bytes."""
+    cellar.write("a", b"not flushed")
+    cellar.write("b", b"")
+    assert "0 damaged" in cellar.ctl("verify", cellar.mnt).out
+    assert "0 damaged" in cellar.ctl("verify", cellar.path("a")).out
+    cellar.make_cold("a")
+    os.truncate(cellar.object_path("a"), 0)
+    found = cellar.ctl("verify", cellar.mnt, check=False)
+    assert found.returncode == 1 and "1 damaged" in found.out

@@ -119,7 +119,7 @@ static char *verify(struct store *s, const char *path, struct verify_totals *t)
 	struct reports r = {0};
 	char *cause = NULL;
 
-	if (verify_tree(s, path, LIMIT, note, &r, &r.stop, t, &cause))
+	if (verify_tree(s, path, LIMIT, NULL, note, &r, &r.stop, t, &cause))
 		fail_msg("%s", cause);
 	assert_null(cause);
 	return r.text ? r.text : xstrdup("");
@@ -278,11 +278,11 @@ static void test_limit(void **state)
 	struct reports r = {0};
 
 	make_object(s, "a.zst", 100000);
-	assert_int_equal(verify_tree(s, "", 99999, note, &r, NULL, &t, NULL), 0);
+	assert_int_equal(verify_tree(s, "", 99999, NULL, note, &r, NULL, &t, NULL), 0);
 	expect_totals(&t, 1, 1, 0);
 	expect_error(r.text, "a.zst", "");
 	free(r.text);
-	assert_int_equal(verify_tree(s, "", 100000, NULL, NULL, NULL, &t, NULL), 0);
+	assert_int_equal(verify_tree(s, "", 100000, NULL, NULL, NULL, NULL, &t, NULL), 0);
 	expect_totals(&t, 1, 0, 0);
 	store_close(s);
 }
@@ -293,11 +293,11 @@ static void test_refusals(void **state)
 	struct verify_totals t;
 	char *cause = NULL;
 
-	assert_int_equal(verify_tree(s, "no\nne", LIMIT, NULL, NULL, NULL, &t, &cause),
-	                 -ENOENT);
+	assert_int_equal(
+	    verify_tree(s, "no\nne", LIMIT, NULL, NULL, NULL, NULL, &t, &cause), -ENOENT);
 	assert_non_null(strstr(cause, "\"no\\nne\""));
 	free(cause);
-	assert_int_equal(verify_tree(s, ".cellar", LIMIT, NULL, NULL, NULL, &t, NULL),
+	assert_int_equal(verify_tree(s, ".cellar", LIMIT, NULL, NULL, NULL, NULL, &t, NULL),
 	                 -ENOENT);
 	store_close(s);
 }
@@ -315,7 +315,8 @@ static void test_stop(void **state)
 		(void)snprintf(name, sizeof name, "%d.zst", i);
 		make_object(s, name, 10);
 	}
-	assert_int_equal(verify_tree(s, "", LIMIT, note, &r, &r.stop, &t, &cause), -EINTR);
+	assert_int_equal(verify_tree(s, "", LIMIT, NULL, note, &r, &r.stop, &t, &cause),
+	                 -EINTR);
 	assert_non_null(cause);
 	free(cause);
 	assert_string_equal(r.text, "0.zst\n1.zst\n");
@@ -358,7 +359,7 @@ static void as_nobody(void *arg)
 	MUST(setgroups(0, NULL) == 0 && setregid(65534, 65534) == 0);
 	MUST(setreuid(65534, 65534) == 0);
 	/* all is looked at, and what could not be is said */
-	MUST(verify_tree(s, "", LIMIT, note, &r, NULL, &t, &cause) == -EACCES);
+	MUST(verify_tree(s, "", LIMIT, NULL, note, &r, NULL, &t, &cause) == -EACCES);
 	MUST(cause && strstr(cause, "\"closed\""));
 	MUST(t.files == 3 && t.damaged == 1);
 	MUST(strstr(r.text, "closed: Permission denied\n"));
