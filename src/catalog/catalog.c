@@ -39,8 +39,8 @@
 #include "base/sysio.h"
 #include "base/workers.h"
 #include "catalog/batch.h"
+#include "store/private.h"
 
-#define DB_NAME        "catalog.db"
 #define RETRY_FIRST_MS 1000
 #define RETRY_MOST_MS  30000
 #define BATCH_MOST     20000      /* changes: more than this are committed early */
@@ -113,7 +113,7 @@ static errint_t set_aside(struct catalog *c, char **cause)
 		if (err != -EEXIST)
 			break;
 	}
-	if (err)
+	if (err && err != -ENOENT)
 		return set_cause_errno(cause, err, "'%s' cannot be set aside", c->path);
 	for (unsigned i = 0; i < 2; i++) {
 		static const char *const suffixes[] = {"-wal", "-shm"};
@@ -131,13 +131,26 @@ static errint_t set_aside(struct catalog *c, char **cause)
  * matter, and SQLite gives its other files the same mode. */
 static errint_t make_file(struct catalog *c, char **cause)
 {
-	struct stat st;
+	static const char *const names[] = {DB_NAME, DB_NAME "-wal", DB_NAME "-shm"};
+	struct stat st, dir;
 	int fd;
 	errint_t err = sys_fstatat(c->dirfd, DB_NAME, &st, AT_SYMLINK_NOFOLLOW);
+	bool exists = err == 0;
 
-	if (!err && !S_ISREG(st.st_mode))
-		return set_cause(cause, -EUCLEAN, "it is no regular file");
-	if (err != -ENOENT)
+	if (!err)
+		err = sys_fstat(c->dirfd, &dir);
+	/* SQLite follows links and writes whatever it finds. */
+	for (size_t i = 0; !err && i < ARRAY_LEN(names); i++) {
+		err = sys_fstatat(c->dirfd, names[i], &st, AT_SYMLINK_NOFOLLOW);
+		if (!err && !private_is_own_file(&st, &dir))
+			return set_cause(
+			    cause, -EUCLEAN,
+			    "\"%s\" is no regular file of ours, or has another "
+			    "name too",
+			    names[i]);
+		err = err == -ENOENT ? 0 : err;
+	}
+	if (exists || err != -ENOENT)
 		return err;
 	/* Left by a database that somebody deleted. */
 	(void)sys_unlinkat(c->dirfd, DB_NAME "-wal", 0);
@@ -181,7 +194,7 @@ static errint_t connect_once(struct catalog *c, char **cause)
 
 	if (err)
 		return err;
-	err = db_open_writer(&c->writer, c->path, &c->pool, &unclean, cause);
+	err = db_open_writer(&c->writer, c->dirfd, c->path, &c->pool, &unclean, cause);
 	if (err)
 		return err;
 	if (unclean && is_small(c)) {
@@ -192,7 +205,7 @@ static errint_t connect_once(struct catalog *c, char **cause)
 		c->check_wanted = unclean;
 	}
 	if (!err)
-		err = db_open_reader(&reader, c->path, cause);
+		err = db_open_reader(&reader, c->dirfd, cause);
 	if (err) {
 		db_close(&c->writer);
 		return err;

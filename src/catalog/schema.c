@@ -28,6 +28,7 @@
 
 #include <endian.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <xxhash.h>
@@ -36,6 +37,7 @@
 
 #define APPLICATION_ID 0x434c4152 /* "CLAR" */
 #define BUSY_MS        5000
+#define VFS_NAME       "cellar"
 
 /* recursive_triggers: REPLACE must fire the delete trigger. cache_size, in KiB: keys are
  * random, so a large batch touches every page; what does not fit is written twice. */
@@ -512,14 +514,40 @@ void db_rollback(struct db *db)
 
 /* ---- opening ---- */
 
-static errint_t connect_to(struct db *db, const char *path)
+/* SQLite opens by path, as often as it likes, and first resolves the links in it: whoever can put
+ * another directory in the place of the pool's would have the daemon write where a link leads. So
+ * the path goes by the pool's descriptor, and is taken as it is. All else is SQLite's own. */
+static int keep_path(sqlite3_vfs *vfs, const char *path, int size, char *ret)
 {
+	return snprintf(ret, (size_t)size, "%s", path) < size ? SQLITE_OK : SQLITE_CANTOPEN;
+}
+
+static sqlite3_vfs by_descriptor;
+
+static void register_vfs(void)
+{
+	const sqlite3_vfs *usual = sqlite3_vfs_find(NULL);
+
+	if (!usual)
+		return;
+	by_descriptor = *usual;
+	by_descriptor.zName = VFS_NAME;
+	by_descriptor.pNext = NULL;
+	by_descriptor.xFullPathname = keep_path;
+	(void)sqlite3_vfs_register(&by_descriptor, 0);
+}
+
+static errint_t connect_to(struct db *db, int dirfd)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+	cleanup_free char *path = xasprintf("%s/" DB_NAME, fd_path(dirfd).s);
 	int rc;
 
 	*db = (struct db){0};
+	(void)pthread_once(&once, register_vfs);
 	/* READWRITE for the reader too: it has to map the WAL's index. */
 	rc = sqlite3_open_v2(path, &db->handle, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX,
-	                     NULL);
+	                     VFS_NAME);
 	if (rc != SQLITE_OK)
 		return error_of(db->handle, rc);
 	(void)sqlite3_extended_result_codes(db->handle, 1);
@@ -587,7 +615,7 @@ static errint_t identify(struct db *db, const char *path, const struct uuid *poo
 
 /* A header whose version of the file format is too high makes SQLite read only, whatever the
  * file itself allows: one flipped bit, and no database would be written any more. */
-static errint_t check_writable(struct db *db, const char *path)
+static errint_t check_writable(struct db *db, int dirfd)
 {
 	int64_t ignored;
 	errint_t err = exec_int(db, "PRAGMA application_id", &ignored);
@@ -595,7 +623,7 @@ static errint_t check_writable(struct db *db, const char *path)
 
 	if (err || sqlite3_db_readonly(db->handle, "main") != 1)
 		return err;
-	fd = sys_openat(AT_FDCWD, path, O_RDWR | O_NOFOLLOW, 0);
+	fd = sys_openat(dirfd, DB_NAME, O_RDWR | O_NOFOLLOW, 0);
 	if (fd < 0)
 		return fd;
 	(void)sys_close(fd);
@@ -627,15 +655,15 @@ static void mark_in_use(struct db *db)
 	(void)exec(db, "PRAGMA synchronous=NORMAL");
 }
 
-errint_t db_open_writer(struct db *db, const char *path, const struct uuid *pool,
+errint_t db_open_writer(struct db *db, int dirfd, const char *path, const struct uuid *pool,
                         bool *ret_unclean, char **cause)
 {
 	cleanup_free char *clean = NULL;
 	bool is_new = false;
-	errint_t err = connect_to(db, path);
+	errint_t err = connect_to(db, dirfd);
 
 	if (!err)
-		err = check_writable(db, path);
+		err = check_writable(db, dirfd);
 	/* Looked at before journal_mode, which writes into the header of any database. */
 	if (!err)
 		err = identify(db, path, pool, &is_new, cause);
@@ -655,9 +683,9 @@ errint_t db_open_writer(struct db *db, const char *path, const struct uuid *pool
 	return 0;
 }
 
-errint_t db_open_reader(struct db *db, const char *path, char **cause)
+errint_t db_open_reader(struct db *db, int dirfd, char **cause)
 {
-	errint_t err = connect_to(db, path);
+	errint_t err = connect_to(db, dirfd);
 
 	if (!err)
 		err = exec(db, "PRAGMA query_only=ON");

@@ -42,12 +42,15 @@ struct db {
 	const char *problem; /* set where SQLite itself saw no error */
 };
 
-/* Opens for writing: makes the schema in an empty file, migrates an older one, checks that
+#define DB_NAME "catalog.db"
+
+/* The database DB_NAME in the directory open as dirfd, which stays open as long as db is. Opens for
+ * writing: makes the schema in an empty file, migrates an older one, checks that
  * it is a catalog (-EUCLEAN), of this pool (-EXDEV), not newer (-ENOTSUP); durably marks it
- * as in use. *ret_unclean: the last user did not get to db_mark_clean(). */
-errint_t db_open_writer(struct db *db, const char *path, const struct uuid *pool,
+ * as in use. path is for messages. *ret_unclean: the last user did not get to db_mark_clean(). */
+errint_t db_open_writer(struct db *db, int dirfd, const char *path, const struct uuid *pool,
                         bool *ret_unclean, char **cause);
-errint_t db_open_reader(struct db *db, const char *path, char **cause);
+errint_t db_open_reader(struct db *db, int dirfd, char **cause);
 void db_close(struct db *db); /* closed ones are fine */
 const char *db_message(const struct db *db);
 

@@ -117,6 +117,14 @@ static const char *program_name(const struct cmdline *c)
 	return c->mount_helper ? "mount.cellar" : "cellard";
 }
 
+/* For a terminal: names in it are escaped, but what it quotes from a lock file may be anybody's. */
+static void make_printable(char *s)
+{
+	for (; *s; s++)
+		if ((unsigned char)*s < 0x20 || *s == 0x7f)
+			*s = '?';
+}
+
 /* Reads the message to the end of the pipe; NUL-terminated. Returns its length. */
 static size_t read_message(int fd, char *buf)
 {
@@ -179,6 +187,7 @@ static int wait_for_daemon(const struct cmdline *c, int fd)
 	int status;
 
 	if (len >= 2 && message[0] == 'E') {
+		make_printable(message + 2);
 		fprintf(stderr, "%s: %s\n", program_name(c), message + 2);
 		while (waitpid(daemon_pid, NULL, 0) < 0 && errno == EINTR)
 			; /* what it made is gone when we are */
@@ -245,8 +254,17 @@ static errint_t enter_namespace(const char *ns)
 int main(int argc, char **argv)
 {
 	struct cmdline c;
-	int status = cmdline_parse(&c, argc, argv);
+	int status;
 	errint_t r;
+
+	/* Every path and option of the caller would be used with rights that are not his. */
+	if (getuid() != geteuid() || getgid() != getegid()) {
+		fprintf(stderr,
+		        "cellard must not be installed setuid or setgid: every user "
+		        "can mount without, by fusermount3\n");
+		return 1;
+	}
+	status = cmdline_parse(&c, argc, argv);
 
 	if (status == CMDLINE_GO_ON) {
 		log_init("cellard");

@@ -30,12 +30,47 @@ static void set_hash(struct object *o, XXH128_hash_t h)
 	o->trailer_hash[1] = h.high64;
 }
 
+/* Whether the entries could be those of a table that stands at off: read in pieces, before the
+ * memory for it is asked for. A sparse file has room for a table of any size, and it is zeros. */
+static errint_t sums_fit(int fd, uint64_t off, uint64_t len, bool *ret)
+{
+	uint8_t piece[12 * 1024];
+	uint64_t left = len - ZFRAME_SKIPPABLE_LEN - SEEKTABLE_FOOTER_LEN;
+	uint64_t at = off + ZFRAME_SKIPPABLE_LEN, stored = 0;
+	uint8_t footer[SEEKTABLE_FOOTER_LEN];
+	size_t step;
+	errint_t err =
+	    full_pread(fd, footer, sizeof(footer), (off_t)(off + len - sizeof(footer)));
+
+	step = footer[4] & SEEKTABLE_CHECKSUMS ? 12 : 8; /* both divide the piece */
+	*ret = false;
+	while (!err && left > 0) {
+		size_t n = MIN_OF(left, (uint64_t)sizeof(piece));
+
+		err = full_pread(fd, piece, n, (off_t)at);
+		if (err)
+			return err;
+		for (size_t i = 0; i + step <= n; i += step) {
+			uint32_t stored_len = get_le32(piece + i);
+
+			stored += stored_len;
+			if (stored_len < SEEKTABLE_FRAME_MIN || stored > off)
+				return 0;
+		}
+		at += n;
+		left -= n;
+	}
+	*ret = !err && stored == off;
+	return err;
+}
+
 /* The table's bytes, unless the end of the object cannot be one. */
 static errint_t read_table(int fd, uint64_t size, uint8_t **ret, size_t *ret_len)
 {
 	uint8_t footer[SEEKTABLE_FOOTER_LEN], head[ZFRAME_SKIPPABLE_LEN];
 	cleanup_free uint8_t *buf = NULL;
 	uint64_t len;
+	bool fits;
 	errint_t err;
 
 	*ret = NULL;
@@ -53,6 +88,9 @@ static errint_t read_table(int fd, uint64_t size, uint8_t **ret, size_t *ret_len
 		return err;
 	if (get_le32(head) != SEEKTABLE_MAGIC || get_le32(head + 4) != len - sizeof(head))
 		return 0;
+	err = sums_fit(fd, size - len, len, &fits);
+	if (err || !fits)
+		return err;
 	buf = malloc(len);
 	if (!buf)
 		return -ENOMEM;

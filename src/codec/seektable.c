@@ -17,7 +17,6 @@
 #define ENTRY_LEN       8U
 #define ENTRY_CHECKSUM  4U
 #define SUM_MAX         ((uint64_t)INT64_MAX)
-#define DESC_CHECKSUMS  0x80U
 #define DESC_RESERVED   0x7CU
 #define ALLOCATED_FIRST 16U
 
@@ -98,7 +97,7 @@ errint_t seektable_serialize(const struct seek_table *t, uint8_t **ret, size_t *
 			put_le32(p + 8, t->entries[i].checksum);
 	}
 	put_le32(p, (uint32_t)t->count);
-	p[4] = t->has_checksums ? DESC_CHECKSUMS : 0;
+	p[4] = t->has_checksums ? SEEKTABLE_CHECKSUMS : 0;
 	put_le32(p + 5, SEEKTABLE_FOOTER_MAGIC);
 	*ret = buf;
 	*ret_len = len;
@@ -110,7 +109,7 @@ static bool footer_parse(const uint8_t *p, struct footer *ret)
 	if (get_le32(p + 5) != SEEKTABLE_FOOTER_MAGIC || (p[4] & DESC_RESERVED))
 		return false;
 	ret->count = get_le32(p);
-	ret->has_checksums = p[4] & DESC_CHECKSUMS;
+	ret->has_checksums = p[4] & SEEKTABLE_CHECKSUMS;
 	return ret->count <= SEEKTABLE_COUNT_MAX;
 }
 
@@ -161,7 +160,7 @@ static errint_t sums_check(const uint8_t *buf, const struct footer *f, uint64_t 
 			return set_cause(cause, -EUCLEAN,
 			                 "seek table entry %u of %u bytes is no frame", i,
 			                 stored_len);
-		/* Neither sum can pass 2^59: 2^27 entries of 32 bits. */
+		/* Neither sum can pass 2^55: 2^23 entries of 32 bits. */
 		stored += stored_len;
 	}
 	if (stored != table_off)

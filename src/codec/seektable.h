@@ -12,8 +12,9 @@
  *
  * A table is valid iff (1) footer magic, reserved bits and skippable header agree with
  * the sizes; (2) the entries' compressed sizes add up to exactly the offset of the table;
- * (3) none is smaller than the smallest frame; (4) there are at most 2^27 entries, so that
- * no sum overflows. A skippable frame in the middle (our cellar frame, a dead table) is an
+ * (3) none is smaller than the smallest frame; (4) there are at most 2^23 entries: what a
+ * table takes in memory is bounded (2^23 frames of the usual 1 MiB are 8 TiB; the format itself
+ * allows 2^27). A skippable frame in the middle (our cellar frame, a dead table) is an
  * entry with decompressed size 0.
  *
  * The table has no checksum of its own. Whether it may be believed beyond these rules is
@@ -28,7 +29,8 @@
 #define SEEKTABLE_FOOTER_MAGIC 0x8F92EAB1U
 #define SEEKTABLE_FOOTER_LEN   9
 #define SEEKTABLE_FRAME_MIN    8 /* a skippable frame without contents */
-#define SEEKTABLE_COUNT_MAX    (1U << 27)
+#define SEEKTABLE_COUNT_MAX    (1U << 23)
+#define SEEKTABLE_CHECKSUMS    0x80U /* bit of the descriptor */
 
 /* Of an entry that decodes to nothing: XXH64 (seed 0) of no bytes. */
 #define SEEKTABLE_EMPTY_CHECKSUM 0x51D8E999U
@@ -52,7 +54,7 @@ struct seek_table {
 
 void seektable_init(struct seek_table *t); /* empty, with checksums */
 void seektable_clear(struct seek_table *t);
-/* -EFBIG when a sum would pass 2^63 or count 2^27; -ENOMEM. */
+/* -EFBIG when a sum would pass 2^63 or count 2^23; -ENOMEM. */
 errint_t seektable_append(struct seek_table *t, uint32_t stored_len, uint32_t logical_len,
                           uint32_t checksum);
 

@@ -458,6 +458,7 @@ errint_t attr_get(const struct request *r, struct node *n, struct stat *ret, cha
 
 int node_path_fd(struct mount *m, struct node *n)
 {
+	struct ident found;
 	struct place at;
 	errint_t err;
 	int fd;
@@ -473,6 +474,17 @@ int node_path_fd(struct mount *m, struct node *n)
 	fd = sys_openat(at.dirfd, at.store_name.s[0] ? at.store_name.s : ".",
 	                O_PATH | O_NOFOLLOW, 0);
 	place_release(m->tree, &at);
+	/* Who may write in the store's directory may have put another inode there since: what was
+	 * checked of one must not happen to the other. */
+	if (fd >= 0 && n != m->tree->root) {
+		err = ident_get(fd, "", &found);
+		if (!err && !ident_equal(&found, &n->ident))
+			err = -ENOENT;
+		if (err) {
+			(void)sys_close(fd);
+			return err;
+		}
+	}
 	return fd;
 }
 

@@ -112,6 +112,54 @@ errint_t evict_throttle(struct pool *p, bool wait)
 	return atomic_load(&p->no_space) ? -ENOSPC : 0;
 }
 
+uint64_t evict_room(struct pool *p)
+{
+	struct space sp;
+
+	if (!measure_disk(p, &sp))
+		return UINT64_MAX; /* the write itself will tell */
+	return sp.free_bytes > sp.stop_bytes ? sp.free_bytes - sp.stop_bytes : 0;
+}
+
+/* What eviction (of dirty ones: after their flush) could free. p->lock held. */
+static uint64_t evictable_bytes(const struct pool *p)
+{
+	const struct scratch *s;
+	uint64_t bytes = 0;
+
+	DL_FOREACH2(p->lru, s, lru_next)
+	{
+		if (!s->is_open && !s->pinned && !s->busy && s->fail_count == 0 &&
+		    atomic_load(&s->whole))
+			bytes += s->bytes;
+	}
+	return bytes;
+}
+
+errint_t evict_make_room(struct pool *p, uint64_t bytes)
+{
+	uint64_t until = clock_mono_ms() + THROTTLE_MS;
+	uint64_t room;
+
+	while ((room = evict_room(p)) < bytes) {
+		bool hope;
+
+		lock_take(&p->lock);
+		hope = evictable_bytes(p) >= bytes - room && clock_mono_ms() < until &&
+		       !atomic_load(&p->stopping);
+		if (hope) {
+			p->room_wanted = MAX_OF(p->room_wanted, bytes);
+			p->house_wanted = true;
+			pthread_cond_signal(&p->house);
+			(void)lock_wait_ms(&p->lock, &p->progress, 200);
+		}
+		lock_drop(&p->lock);
+		if (!hope)
+			return -ENOSPC;
+	}
+	return 0;
+}
+
 /* ---- eviction ---- */
 
 static bool is_candidate(const struct scratch *s)
@@ -218,6 +266,8 @@ void evict_house(struct pool *p)
 	}
 	lock_take(&p->lock);
 	atomic_store(&p->no_space, stop);
+	low = low || (p->room_wanted > 0 && evict_room(p) < p->room_wanted);
+	p->room_wanted = 0;
 	evict_measure(p);
 	if (p->bytes > p->limit_bytes)
 		excess = p->bytes - run;

@@ -97,6 +97,7 @@ errint_t job_decide_plain(struct pool *p, struct job *j)
 /* The usual: the node's name leads to its object. */
 static errint_t target_at_place(struct pool *p, struct job *j)
 {
+	struct ident found;
 	errint_t r;
 
 	j->install_name = j->at.store_name;
@@ -111,8 +112,13 @@ static errint_t target_at_place(struct pool *p, struct job *j)
 	if (j->target_fd < 0)
 		return set_cause_errno(&j->cause, j->target_fd, "cannot open its object");
 	r = sys_fstat(j->target_fd, &j->target_st);
+	if (r == 0)
+		r = ident_get(j->target_fd, "", &found);
 	if (r < 0)
 		return r;
+	/* Its owner and mode are about to be given to our bytes. */
+	if (!ident_equal(&found, &j->n->ident))
+		return set_cause(&j->cause, -ESTALE, "its object was replaced just now");
 	j->conflict = !base_is_current(p, j);
 	if (store_is_unfinished(p->store, &j->n->ident))
 		j->unchanged = false;

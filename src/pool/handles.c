@@ -174,6 +174,9 @@ static errint_t start_cold(struct pool *p, struct node *n, unsigned flags,
 	}
 	s = scratch_alloc(p, n->ino);
 	r = stamp_of(fd, &object, &s->record.base);
+	/* Another inode was put under the name since it was resolved: not with n's permissions. */
+	if (r == 0 && !ident_equal(&s->record.base.ident, &n->ident))
+		r = -ESTALE;
 	if (r == 0)
 		correct_info(p, n, &s->record.base);
 	if (r == 0)

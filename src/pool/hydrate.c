@@ -18,6 +18,8 @@
  *       the last, so that a restart throws a half-filled scratch away.
  *  (H3) Nothing is written by users while hydration != NULL: opening for writing hydrates
  *       everything first. So a hole never means anything.
+ *  (H5) Hydration stops where the pool's disk comes to its stop mark (-ENOSPC): a few stored bytes
+ *       may stand for petabytes.
  *  (H4) s->hydration is set and cleared under node->lock; a thread that works on it holds a
  *       count in h->users, and the last count frees it.
  *
@@ -159,6 +161,8 @@ static errint_t decode_frame(struct scratch *s, struct hydration *h, size_t unit
 	if (!buf)
 		return -ENOMEM;
 	r = object_decode_frame(&h->object, unit, buf, cause);
+	if (r == 0)
+		r = evict_make_room(s->pool, e->logical_len); /* (H5) */
 	if (r == 0 && h->frames)
 		framehash_take(h->frames, unit, buf);
 	if (r == 0)
@@ -171,9 +175,18 @@ static errint_t decode_frame(struct scratch *s, struct hydration *h, size_t unit
 static errint_t decode_whole(struct scratch *s, struct hydration *h, uint64_t limit,
                              char **cause)
 {
-	uint64_t end = 0, size = h->object.logical_size;
-	errint_t r = object_extract(&h->object, 0, size, s->fd, 1, limit, &end, cause);
+	uint64_t end = 0, size = h->object.logical_size, room = UINT64_MAX;
+	errint_t r = 0;
 
+	if (size != OBJECT_SIZE_UNKNOWN)
+		r = evict_make_room(s->pool, size); /* (H5) */
+	else
+		room = evict_room(s->pool);
+	if (r == 0)
+		r = object_extract(&h->object, 0, size, s->fd, 1, MIN_OF(limit, room), &end,
+		                   cause);
+	if (r == -EFBIG && room < limit)
+		r = -ENOSPC;
 	if (r < 0)
 		return r;
 	if (size != OBJECT_SIZE_UNKNOWN && end != size)

@@ -142,6 +142,7 @@ struct pool {
 	    progress; /* waiters: a flush ended, space was freed, a busy one is free */
 	pthread_cond_t house; /* housekeeping: do it now */
 	bool house_wanted;
+	uint64_t room_wanted; /* bytes that a hydration waits for; 0: none does */
 	struct scratch *by_ino;
 	struct scratch *lru;
 	struct scratch *queue;
@@ -237,6 +238,11 @@ void flush_house(struct pool *p); /* queues what was open too long */
 void evict_house(struct pool *p);
 void evict_wake(struct pool *p); /* housekeeping soon, e.g. above the limit */
 errint_t evict_throttle(struct pool *p, bool wait); /* before taking more space */
+/* Before a hydration writes so many bytes: -ENOSPC where that would take the pool's disk below its
+ * stop mark, and nothing is left to evict. [waits] */
+errint_t evict_make_room(struct pool *p, uint64_t bytes);
+/* Bytes that may be written to the pool's disk before its stop mark. */
+uint64_t evict_room(struct pool *p);
 void evict_measure(struct pool *p);                 /* pool->lock held: sets p->full */
 /* Whether the pool's disk can take so many bytes more and stay above its marks. */
 bool pool_has_room(struct pool *p, uint64_t bytes);

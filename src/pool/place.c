@@ -12,6 +12,7 @@
 
 #include "base/text.h"
 #include "pool/internal.h"
+#include "store/private.h"
 
 #define POOL_MAGIC "cellar-pool 1"
 
@@ -20,7 +21,7 @@ static errint_t read_pool_id(int dirfd, struct uuid *pool, struct uuid *store)
 {
 	char buf[256], pool_text[64], store_text[64];
 	ssize_t n;
-	int fd = sys_openat(dirfd, "pool.self", O_RDONLY | O_NOFOLLOW, 0);
+	int fd = sys_openat(dirfd, "pool.self", O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
 
 	if (fd < 0)
 		return fd;
@@ -158,6 +159,8 @@ errint_t pool_place_open(const char *path, const struct uuid *store,
 	/* Refused before anything is written: the directory may be the mount point of a disk that
 	 * is missing. */
 	r = match(&pl, store, store_pool, new_pool, true, cause);
+	if (r == 0)
+		r = private_check_dir(pl.dirfd, path, false, cause);
 	if (r == 0)
 		r = lock_pool(&pl, ret_draining, cause);
 	if (r == 0)

@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "pool/internal.h"
+#include "store/private.h"
 
 #include "utlist.h"
 
@@ -21,26 +22,36 @@
 
 /* ---- opening ---- */
 
-static errint_t make_dir(struct pool *p, const char *name, int *ret_fd)
+/* A directory of our own in one of our own, never by way of a link: what it holds is moved,
+ * deleted and served. */
+static errint_t make_dir(struct pool *p, int dirfd, const char *name, int *ret_fd,
+                         char **cause)
 {
-	errint_t r = sys_mkdirat(p->place.dirfd, name, 0700);
+	cleanup_free char *shown = xasprintf("%s/%s", p->place.path, name);
+	errint_t r = sys_mkdirat(dirfd, name, 0700);
 
 	if (r < 0 && r != -EEXIST)
 		return r;
-	*ret_fd = sys_openat(p->place.dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
-	return *ret_fd < 0 ? *ret_fd : 0;
+	*ret_fd = sys_openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
+	if (*ret_fd == -ENOTDIR || *ret_fd == -ELOOP)
+		return set_cause(cause, -ENOTDIR, "\"%s\" is not a directory", shown);
+	return *ret_fd < 0 ? *ret_fd : private_check_dir(*ret_fd, shown, true, cause);
 }
 
-static errint_t make_shards(struct pool *p)
+static errint_t make_shards(struct pool *p, char **cause)
 {
 	char name[4];
 	errint_t r = 0;
 
-	for (unsigned i = 0; i < 256 && (r == 0 || r == -EEXIST); i++) {
+	for (unsigned i = 0; i < 256 && r == 0; i++) {
+		int fd = -1;
+
 		snprintf(name, sizeof(name), "%02x", i);
-		r = sys_mkdirat(p->scratch_fd, name, 0700);
+		r = make_dir(p, p->scratch_fd, name, &fd, cause);
+		if (fd >= 0)
+			(void)sys_close(fd);
 	}
-	return r == -EEXIST ? 0 : r;
+	return r;
 }
 
 static void choose_sizes(struct pool *p, const struct options *o)
@@ -97,11 +108,11 @@ errint_t pool_new(struct pool_place *place, struct tree *tree, const struct opti
 	lock_cond_init(&p->work);
 	lock_cond_init(&p->progress);
 	lock_cond_init(&p->house);
-	r = make_dir(p, "scratch", &p->scratch_fd);
+	r = make_dir(p, p->place.dirfd, "scratch", &p->scratch_fd, cause);
 	if (r == 0)
-		r = make_dir(p, "lost+found", &p->lost_fd);
+		r = make_dir(p, p->place.dirfd, "lost+found", &p->lost_fd, cause);
 	if (r == 0)
-		r = make_shards(p);
+		r = make_shards(p, cause);
 	if (r < 0) {
 		set_cause_errno(cause, r, "cannot set up the pool \"%s\"", place->path);
 		p->place.dirfd = p->place.lock_fd = -1; /* stay the caller's */
@@ -146,8 +157,8 @@ static void mark_clean(struct pool *p)
 
 	if (r == 0) {
 		step("close.synced");
-		fd = sys_openat(p->place.dirfd, "clean", O_WRONLY | O_CREAT | O_NOFOLLOW,
-		                0600);
+		fd = sys_openat(p->place.dirfd, "clean",
+		                O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0600);
 		r = fd < 0 ? fd : sys_fsync(fd);
 		if (fd >= 0)
 			(void)sys_close(fd);

@@ -49,6 +49,7 @@
 #include "base/workers.h"
 #include "pool/internal.h"
 #include "pool/lost.h"
+#include "store/private.h"
 
 #include "utlist.h"
 
@@ -82,15 +83,19 @@ static int open_path(struct pool *p, const char *path, int *ret_dirfd)
 	errint_t r;
 	int dirfd, fd;
 
-	if (!*base)
+	/* A hint is what it says, no more: it may lead over a link or out of the store by now, or
+	 * have been made to. */
+	if (!*base || strncmp(copy, NAMES_PRIVATE "/", sizeof(NAMES_PRIVATE)) == 0)
 		return -ENOENT;
 	if (slash)
 		*slash = '\0';
 	dirfd = store_open_dir(p->store, slash ? copy : "", O_RDONLY);
+	if (dirfd == -ENOTDIR || dirfd == -ELOOP || dirfd == -EXDEV)
+		return -ENOENT;
 	if (dirfd < 0)
-		return dirfd == -ENOTDIR ? -ENOENT : dirfd;
+		return dirfd;
 	fd = store_open_object(dirfd, base);
-	if (fd == -ELOOP || fd == -ENXIO)
+	if (fd == -ELOOP || fd == -ENXIO || fd == -EXDEV || fd == -EINVAL)
 		fd = -ENOENT;
 	if (fd >= 0) {
 		r = sys_fstat(fd, &st);
@@ -530,12 +535,11 @@ static errint_t recover_dirty(struct recovery *rc, struct scratch *s)
 static errint_t move_aside(struct recovery *rc, const char *name, uint64_t ino,
                            const char *why)
 {
-	char path[64];
-	errint_t r;
+	cleanup_free char *path = xasprintf("%s/%s", rc->shard, name);
+	cleanup_free char *shown = text_escape(path);
+	errint_t r = pool_move_to_lost(rc->p, path, ino, why);
 
-	snprintf(path, sizeof(path), "%s/%.32s", rc->shard, name);
-	r = pool_move_to_lost(rc->p, path, ino, why);
-	log_warn("scratch file %s %s; %s", path, why,
+	log_warn("scratch file %s %s; %s", shown, why,
 	         r == 0 ? "it was moved to lost+found" : strerror(-r));
 	return r;
 }
@@ -564,23 +568,31 @@ static errint_t recover_file(void *ctx, const char *name, unsigned char type)
 {
 	struct recovery *rc = ctx;
 	struct pool *p = rc->p;
-	cleanup_fd int fd =
-	    sys_openat(rc->shard_fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
+	cleanup_fd int fd = -1;
 	struct record rec;
 	struct scratch *s;
-	struct stat st;
+	struct stat st, dir;
 	char *end;
 	uint64_t ino = strtoull(name, &end, 16);
 	errint_t r;
 
+	if (*end || strlen(name) != 16 || type != DT_REG)
+		return move_aside(rc, name, 0, "is none of ours");
+	fd = sys_openat(rc->shard_fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
 	if (fd < 0)
 		return set_cause_errno(rc->cause, fd, "cannot open scratch %s/%s",
 		                       rc->shard, name);
 	r = sys_fstat(fd, &st);
+	if (r == 0)
+		r = sys_fstat(rc->shard_fd, &dir);
 	if (r < 0)
 		return r;
-	if (*end || strlen(name) != 16 || type != DT_REG)
-		return move_aside(rc, name, 0, "is none of ours");
+	/* Who else can write in it could have, and who can read it would. */
+	if (!private_is_own_file(&st, &dir) || (st.st_mode & 077))
+		return move_aside(
+		    rc, name, ino,
+		    "has another owner, mode or number of names than a scratch "
+		    "file of ours");
 	r = record_read(fd, &rec);
 	if (r == -ENODATA && st.st_size == 0)
 		return sys_unlinkat(rc->shard_fd, name,

@@ -27,6 +27,7 @@
 #include "base/counters.h"
 #include "base/sysio.h"
 #include "base/text.h"
+#include "store/private.h"
 
 #define STORE_ID        "store.id"
 #define POOL_ID         "pool.id"
@@ -74,9 +75,12 @@ static errint_t read_text(int dirfd, const char *name, char *buf, size_t size)
 
 static errint_t write_new_text(int dirfd, const char *name, const char *text)
 {
-	int fd = store_open_at(dirfd, name, O_WRONLY | O_CREAT | O_TRUNC);
 	errint_t err, err_close;
+	int fd;
 
+	/* Never into what lies there: it may be a fifo, or a second name of another file. */
+	(void)sys_unlinkat(dirfd, name, 0);
+	fd = store_open_at(dirfd, name, O_WRONLY | O_CREAT | O_EXCL);
 	if (fd < 0)
 		return fd;
 	err = full_pwrite(fd, text, strlen(text), 0);
@@ -269,6 +273,14 @@ static errint_t make_private(struct store *s)
 	return 0;
 }
 
+static errint_t check_own(struct store *s, int fd, const char *below, char **cause)
+{
+	cleanup_free char *shown =
+	    xasprintf("%s/" NAMES_PRIVATE "%s%s", s->path, *below ? "/" : "", below);
+
+	return private_check_dir(fd, shown, true, cause);
+}
+
 static errint_t open_private(struct store *s, bool create, char **cause)
 {
 	const int flags = O_RDONLY | O_DIRECTORY;
@@ -370,6 +382,8 @@ static errint_t open_locked(struct store *s, bool has_id, char **cause)
 {
 	errint_t err = open_tmp(s, true, cause);
 
+	if (!err)
+		err = check_own(s, s->tmp_fd, TMP_DIR, cause);
 	if (err)
 		return err;
 	err = sys_walk_dir(s->tmp_fd, find_last_tmp, s);
@@ -411,7 +425,9 @@ static errint_t open_parts(struct store *s, const char *path, unsigned flags,
 		(void)open_tmp(s, false, NULL);
 		return load_store_id(s, cause);
 	}
-	err = take_lock(s, ret_draining, cause);
+	err = check_own(s, s->private_fd, "", cause);
+	if (!err)
+		err = take_lock(s, ret_draining, cause);
 	if (err)
 		return err;
 	/* Somebody else may have initialised it before the lock was ours. */
