@@ -30,7 +30,10 @@
 #include "mount/init-hook.h"
 #include "mount/request.h"
 
-#define MAX_WRITE      (1U << 20)
+/* Largest request: with its header it must fit into a pipe of 1 MiB, more than which only
+ * CAP_SYS_RESOURCE may have; else libfuse copies every reply twice, through fresh memory. */
+#define MAX_WRITE      (248U << 12)
+#define READ_AHEAD     (2 * MAX_WRITE) /* the kernel's: two requests under way */
 #define MAX_BACKGROUND 64
 #define TIMEOUT_S      3600.0 /* the daemon owns the store: nothing changes by itself */
 #define TIMEOUT_SHARED 1.0
@@ -44,6 +47,7 @@ extern char **environ;
 
 struct mount_line {
 	char *point, *type, *source; /* owned, unescaped */
+	char *device;                /* "major:minor" */
 };
 
 static void mount_line_clear(struct mount_line *l)
@@ -51,6 +55,7 @@ static void mount_line_clear(struct mount_line *l)
 	free(l->point);
 	free(l->type);
 	free(l->source);
+	free(l->device);
 	memset(l, 0, sizeof(*l));
 }
 
@@ -94,6 +99,7 @@ static bool parse_mount_line(char *line, int id, struct mount_line *ret)
 	if (!source)
 		return false;
 	ret->point = unescape(xstrdup(field[4]));
+	ret->device = xstrdup(field[2]);
 	ret->type = unescape(xstrdup(type));
 	ret->source = unescape(xstrdup(source));
 	return true;
@@ -444,6 +450,37 @@ static const struct fuse_lowlevel_ops ops = {
     .removexattr = op_removexattr,
 };
 
+/* The kernel's own read-ahead is 128 KiB for FUSE; INIT can only make it smaller. More of it means
+ * fewer and larger requests (measured: 1.3 to 2.4 times the throughput). Root's to set; where
+ * it cannot be, reads are only slower. */
+static void set_read_ahead(const struct mount *m)
+{
+	struct mount_line l = {0};
+	cleanup_free char *path = NULL;
+	cleanup_fd int fd = -1;
+	char text[16];
+	int len = snprintf(text, sizeof(text), "%u\n", READ_AHEAD >> 10);
+
+	if (!find_mount(m->mount_id, &l))
+		return;
+	path = xasprintf("/sys/class/bdi/%s/read_ahead_kb", l.device);
+	mount_line_clear(&l);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0 || write(fd, text, (size_t)len) != len)
+		log_debug("read-ahead of the mount stays as it is: %s: %s", path,
+		          strerror(errno));
+}
+
+/* INIT is answered, and with it the kernel has cut the read-ahead to what libfuse knows. */
+static void on_init_answered(void *ctx)
+{
+	struct mount *m = ctx;
+
+	set_read_ahead(m);
+	if (m->ready)
+		m->ready(m->ready_ctx);
+}
+
 /* ---- start ---- */
 
 static errint_t start_session(struct mount *m, struct fuse_args *args)
@@ -461,7 +498,7 @@ static errint_t start_session(struct mount *m, struct fuse_args *args)
 	if (fuse_session_mount(m->se, m->mountpoint) != 0)
 		return -EIO;
 	m->mount_id = top_mount_id(m->mountpoint);
-	init_hook_arm(m->ready, m->ready_ctx);
+	init_hook_arm(on_init_answered, m);
 	return fuse_session_custom_io(m->se, &io, fuse_session_fd(m->se));
 }
 

@@ -5,8 +5,8 @@
  * OPEN or CREATE until RELEASE, so the scratch and its descriptor stay while the kernel may
  * send reads and writes. All handles of a file use the one scratch.
  *
- * Reads are answered by splicing from the scratch, writes go into it between
- * scratch_write_begin() and _end(). Pages are never moved out of the scratch
+ * Reads are answered by splicing from the scratch (or from memory, where a file is not kept
+ * in the pool: pool/reading.c), writes go into it between scratch_write_begin() and _end(). Pages are never moved out of the scratch
  * (FUSE_BUF_SPLICE_MOVE): its page cache is what the flusher reads.
  *
  * Creation (design, sections 5 and 7), an order that kill -9 needs: a number; a scratch
@@ -405,24 +405,34 @@ void op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 
 /* ---- read ---- */
 
+/* Bytes in memory go as they are; those in the scratch are spliced. */
+static void reply_view(const struct request *r, const struct read_view *v)
+{
+	struct fuse_bufvec buf = FUSE_BUFVEC_INIT(r->size);
+
+	lock_assert_none();
+	if (v->fd < 0) {
+		(void)fuse_reply_iov(r->req, v->iov, (int)v->count);
+		return;
+	}
+	buf.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK | FUSE_BUF_FD_RETRY;
+	buf.buf[0].fd = v->fd;
+	buf.buf[0].pos = (off_t)r->off;
+	(void)fuse_reply_data(r->req, &buf, 0);
+}
+
 static enum run_end run_read(struct request *r)
 {
 	struct node *n = r->handle->node;
-	struct fuse_bufvec buf = FUSE_BUFVEC_INIT(r->size);
-	errint_t err = scratch_ready(n, r->off, r->size);
+	struct read_view view;
+	errint_t err = scratch_read(r->m->pool, n, r->off, r->size, r->may_wait, &view);
 
-	if (err == -EAGAIN) {
-		if (!r->may_wait)
-			return RUN_MUST_WAIT;
-		err = scratch_hydrate(r->m->pool, n, r->off, r->size);
-	}
+	if (err == -EAGAIN && !r->may_wait)
+		return RUN_MUST_WAIT;
 	if (err)
 		return reply_error(r, n, err, NULL);
-	buf.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK | FUSE_BUF_FD_RETRY;
-	buf.buf[0].fd = scratch_fd(n);
-	buf.buf[0].pos = (off_t)r->off;
-	lock_assert_none();
-	(void)fuse_reply_data(r->req, &buf, 0);
+	reply_view(r, &view);
+	scratch_read_end(r->m->pool, &view);
 	return RUN_DONE;
 }
 

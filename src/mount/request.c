@@ -24,6 +24,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/cancel.h"
 #include "base/counters.h"
 #include "base/text.h"
 #include "mount/request.h"
@@ -233,6 +234,14 @@ static void queue(struct queued *q, enum run_class class)
 	              q);
 }
 
+/* Asked between two pieces of long work, too (base/cancel.h). */
+static bool caller_is_gone(void *arg)
+{
+	const struct queued *q = arg;
+
+	return fuse_req_interrupted(q->r.req) && caller_is_dying(q->r.pid);
+}
+
 static void queued_run(void *arg)
 {
 	struct queued *q = arg;
@@ -244,12 +253,14 @@ static void queued_run(void *arg)
 		return;
 	}
 	fuse_req_interrupt_func(q->r.req, NULL, NULL);
-	if (fuse_req_interrupted(q->r.req) && caller_is_dying(q->r.pid)) {
+	if (caller_is_gone(q)) {
 		(void)reply_errno(&q->r, -EINTR);
 		queued_free(q);
 		return;
 	}
+	cancel_set(caller_is_gone, q);
 	end = q->r.run(&q->r);
+	cancel_set(NULL, NULL);
 	if (end == RUN_MUST_WAIT) {
 		INVARIANT(!q->r.may_wait);
 		queue(q, RUN_WAIT);

@@ -177,8 +177,10 @@ static errint_t evict_locked(struct pool *p, struct scratch *s)
 		return -EBUSY;
 	if (s->record.state == RECORD_DIRTY || s->flushing)
 		return -EAGAIN;
-	if (s->holds > 0 || s->doomed || (s->hydration && s->hydration->users > 1))
+	if (s->holds > 0 || s->doomed)
 		return -EBUSY;
+	if (!hydrate_quiet(p, s, false))
+		return -EBUSY; /* the background pass ends soon */
 	r = scratch_destroy(p, s);
 	if (r == 0)
 		count_one(COUNTER_EVICTIONS);
@@ -307,6 +309,9 @@ errint_t pool_evict(struct pool *p, struct node *n)
 		pinned = n->scratch->pinned;
 		lock_drop(&p->lock);
 		r = pinned ? -EPERM : evict_locked(p, n->scratch);
+		while (r == -EBUSY && n->scratch && n->scratch->opens == 0 &&
+		       n->scratch->hydration && !hydrate_quiet(p, n->scratch, true))
+			r = n->scratch ? evict_locked(p, n->scratch) : -ENOENT;
 	} else {
 		r = -ENOENT;
 	}
@@ -427,7 +432,7 @@ void evict_doomed(struct pool *p)
 		s->doomed_listed = false;
 		lock_drop(&p->lock);
 		if (s->opens == 0 && s->holds == 0 && !s->flushing &&
-		    (!s->doomed_dirty || synced == 0))
+		    hydrate_quiet(p, s, false) && (!s->doomed_dirty || synced == 0))
 			gone = scratch_destroy(p, s) == 0;
 		else if (s->opens > 0)
 			gone = true; /* reopened: its last close lists it again */

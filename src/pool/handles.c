@@ -284,8 +284,10 @@ static errint_t check_base(struct pool *p, struct node *n, const struct place *a
 	return 0;
 }
 
-/* Makes n->scratch exist and true to its object. Under ns and node->lock. */
-static errint_t ready_scratch(struct pool *p, struct node *n, unsigned flags, bool wait)
+/* Under ns and node->lock, which is given up while *ret_again is found out: then all may be
+ * different. */
+static errint_t ready_once(struct pool *p, struct node *n, unsigned flags, bool wait,
+                           bool *ret_again)
 {
 	struct scratch *s;
 	struct place at;
@@ -311,7 +313,12 @@ static errint_t ready_scratch(struct pool *p, struct node *n, unsigned flags, bo
 			    "the object of \"%s\" was changed behind cellar; its clean "
 			    "scratch is dropped",
 			    at.store_name.s);
-			r = scratch_destroy(p, s);
+			if (!hydrate_quiet(p, s, wait)) {
+				*ret_again = wait;
+				r = -EAGAIN;
+			} else {
+				r = scratch_destroy(p, s);
+			}
 			s = NULL;
 			if (r == 0 && !wait)
 				r = -EAGAIN;
@@ -324,6 +331,19 @@ static errint_t ready_scratch(struct pool *p, struct node *n, unsigned flags, bo
 		r = start_cold(p, n, flags, &at);
 	}
 	place_release(p->tree, &at);
+	return r;
+}
+
+/* Makes n->scratch exist and true to its object. Under ns and node->lock. */
+static errint_t ready_scratch(struct pool *p, struct node *n, unsigned flags, bool wait)
+{
+	bool again;
+	errint_t r;
+
+	do {
+		again = false;
+		r = ready_once(p, n, flags, wait, &again);
+	} while (again);
 	return r;
 }
 
@@ -398,7 +418,8 @@ static errint_t acquire(struct pool *p, struct node *n, unsigned flags)
 	if (flags & POOL_WRITE)
 		flush_unqueue(p,
 		              s); /* writeback_delay starts anew at the next last close */
-	s->opens++;
+	if (s->opens++ == 0)
+		hydrate_opened(s);
 	scratch_touch(p, s);
 	scratch_mirror(p, s);
 	return 0;
@@ -428,6 +449,7 @@ static void writers_gone(struct pool *p, struct scratch *s)
 /* The last handle went. node->lock held. */
 static void last_close(struct pool *p, struct scratch *s)
 {
+	hydrate_closed(p, s);
 	scratch_sample(p, s);
 	if (s->fd >= 0)
 		(void)sys_close(s->fd);
@@ -480,48 +502,67 @@ static void give_up(struct pool *p, struct node *n)
 
 	unacquire(p, n, 0);
 	if (s->opens == 0 && s->holds == 0 && s->hydration &&
-	    s->record.state == RECORD_CLEAN && s->hydration->users == 1)
+	    s->record.state == RECORD_CLEAN && hydrate_quiet(p, s, false))
 		(void)scratch_destroy(p, s);
 }
 
 /* A cold file will take room in the pool; what is warm opens however full it is. */
-static errint_t wait_for_room(struct pool *p, struct node *n, bool wait)
+static errint_t wait_for_room(struct pool *p, struct node *n, unsigned flags, bool wait)
 {
 	bool cold;
 
 	if (!atomic_load_explicit(&p->full, memory_order_relaxed))
 		return 0;
+	if (atomic_load(&p->no_space) && !(flags & POOL_WRITE))
+		return 0; /* what is read is not kept then (hydrate.c) */
 	lock_take(&n->lock);
 	cold = !n->scratch;
 	lock_drop(&n->lock);
 	return cold ? evict_throttle(p, wait) : 0;
 }
 
-/* What is only partly there, or cannot be read at all, need not be to be cut to nothing. */
-static errint_t open_to_cut(struct pool *p, struct node *n, unsigned flags, bool *ret_done)
+/* Whoever works on the hydration has been told to end. node->lock held, as at the end. */
+static errint_t make_writable_cut(struct pool *p, struct node *n, unsigned flags, bool wait)
 {
 	struct scratch *s = n->scratch;
 	struct hydration *h;
 	errint_t r;
 
+	while (s->hydration && !hydrate_quiet(p, s, wait)) {
+		if (!wait)
+			return -EAGAIN;
+	}
+	if (!s->hydration)
+		return make_writable(p, n, flags);
+	r = hydrate_abandon(s, &h);
+	if (r < 0)
+		return r;
+	r = make_writable(p, n, flags);
+	if (r < 0)
+		hydrate_resume(s, h);
+	else
+		hydrate_put(h);
+	return r;
+}
+
+/* What is only partly there, or cannot be read at all, need not be to be cut to nothing. */
+static errint_t open_to_cut(struct pool *p, struct node *n, unsigned flags, bool wait,
+                            bool *ret_done)
+{
+	struct scratch *s = n->scratch;
+	errint_t r;
+
 	*ret_done = false;
-	if (!(flags & POOL_TRUNC) || !hydrate_abandon(s, &h))
+	if (!(flags & POOL_TRUNC) || !s->hydration)
 		return 0;
 	*ret_done = true;
 	r = acquire(p, n, flags);
-	if (r < 0) {
-		hydrate_resume(s, h);
+	if (r < 0)
 		return r;
-	}
-	r = make_writable(p, n, flags);
-	if (r < 0) {
-		hydrate_resume(s, h);
+	r = make_writable_cut(p, n, flags, wait);
+	if (r < 0)
 		unacquire(p, n, 0);
-		return r;
-	}
-	atomic_store(&s->whole, true);
-	hydrate_free(h);
-	return 0;
+	return r;
 }
 
 static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool wait)
@@ -532,7 +573,7 @@ static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool w
 
 	if (!S_ISREG(n->type))
 		return -EINVAL;
-	r = wait_for_room(p, n, wait);
+	r = wait_for_room(p, n, flags, wait);
 	if (r < 0)
 		return r;
 	rwlock_rd(&p->tree->ns);
@@ -540,10 +581,9 @@ static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool w
 	r = ready_scratch(p, n, flags, wait);
 	s = n->scratch;
 	if (r == 0)
-		r = open_to_cut(p, n, flags, &done);
-	need_all = r == 0 && !done && s->hydration &&
-	           ((flags & POOL_WRITE) || s->hydration->object.kind != OBJECT_SEEKABLE ||
-	            s->hydration->object.logical_size <= p->eager_size);
+		r = open_to_cut(p, n, flags, wait, &done);
+	need_all =
+	    r == 0 && !done && s->hydration && hydrate_first(p, s, flags & POOL_WRITE);
 	if (need_all && !wait)
 		r = -EAGAIN;
 	if (r == 0 && !done)
@@ -558,11 +598,8 @@ static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool w
 	if (r < 0 || !need_all)
 		return r;
 
-	r = hydrate_range(p, s, 0, UINT64_MAX);
+	r = hydrate_for_open(p, s, flags & POOL_WRITE);
 	lock_take(&n->lock);
-	if (r == -EUCLEAN && !(flags & POOL_WRITE) && s->hydration &&
-	    s->hydration->object.kind == OBJECT_SEEKABLE)
-		r = 0; /* the damaged frames answer an error, the others can be read */
 	if (r == 0 && !s->hydration && n->info_valid &&
 	    n->info.logical_size == OBJECT_SIZE_UNKNOWN) {
 		struct stat st;
@@ -767,35 +804,6 @@ errint_t pool_fallocate(struct pool *p, struct node *n, int mode, uint64_t off,
 	return r;
 }
 
-off_t pool_lseek(struct pool *p, struct node *n, off_t off, int whence)
-{
-	struct scratch *s = n->scratch;
-	struct stat st;
-	off_t r;
-	int fd;
-
-	if (whence != SEEK_DATA && whence != SEEK_HOLE)
-		return -EINVAL;
-	if (!atomic_load(&s->whole)) {
-		/* What is not hydrated is never called a hole. */
-		r = sys_fstat(s->fd, &st);
-		if (r < 0)
-			return r;
-		if (off < 0 || off >= st.st_size)
-			return -ENXIO;
-		return whence == SEEK_DATA ? off : st.st_size;
-	}
-	/* A description of its own: s->fd's offset is nobody's, but two callers would race. */
-	fd = scratch_open_fd(p, s, O_RDONLY);
-	if (fd < 0)
-		return fd;
-	r = lseek(fd, off, whence);
-	if (r < 0)
-		r = -errno;
-	(void)sys_close(fd);
-	return r;
-}
-
 /* ---- attributes ---- */
 
 void pool_overlay_attr(struct node *n, struct stat *st)
@@ -860,24 +868,4 @@ void pool_meta_changed(struct node *n)
 	if (!s)
 		return;
 	s->attr_unsynced = true; /* the object's own ctime has moved */
-}
-
-void pool_node_state(struct pool *p, struct node *n, struct node_state *ret)
-{
-	struct scratch *s;
-
-	memset(ret, 0, sizeof(*ret));
-	lock_take(&n->lock);
-	s = n->scratch;
-	if (s) {
-		ret->warm = true;
-		ret->dirty = s->record.state == RECORD_DIRTY;
-		ret->flushing = s->flushing;
-		ret->open = s->opens;
-		ret->writers = s->writers;
-		lock_take(&p->lock);
-		ret->pinned = s->pinned;
-		lock_drop(&p->lock);
-	}
-	lock_drop(&n->lock);
 }

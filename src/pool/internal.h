@@ -25,29 +25,13 @@
 #include "base/sysio.h"
 #include "codec/object.h"
 #include "pool/damage.h"
-#include "pool/framehash.h"
+#include "pool/hydrate.h"
 #include "pool/pool.h"
 #include "pool/record.h"
 #include "tree/resolve.h"
 
 struct scratch_name {
 	char s[24]; /* "ab/0123456789abcdef" */
-};
-
-/* A hydration under way: which frames of the base are in the scratch already. The bitmap is
- * in memory only. */
-enum frame_state { FRAME_MISSING = 0, FRAME_BUSY = 1, FRAME_VALID = 2 };
-struct hydration {
-	struct lock lock; /* LOCK_LEAF: everything below but object */
-	pthread_cond_t changed;
-	struct object object; /* its descriptor is ours; constant */
-	int fd;
-	uint32_t
-	    users; /* threads inside hydrate_range(), + 1 for s->hydration; under node->lock */
-	size_t units; /* frames of a seekable object, else 1: the whole */
-	size_t missing;
-	uint8_t *state;              /* enum frame_state, one a unit */
-	struct frame_hashes *frames; /* of a seekable object; NULL: no memory for them */
 };
 
 struct scratch {
@@ -130,6 +114,8 @@ struct pool {
 	pool_notify_fn notify;
 	void *notify_ctx;
 
+	struct readahead *readahead; /* readahead.c */
+	_Atomic uint64_t held_bytes; /* decoded for readers only */
 	_Atomic bool stopping;
 	_Atomic bool no_space; /* the pool's disk is past the stop mark */
 	_Atomic bool full; /* closed scratch alone is well above the limit, or no_space */
@@ -203,18 +189,6 @@ errint_t scratch_set_aside(struct pool *p, struct scratch *s, const char *why);
 
 /* A scratch of an earlier run, still known by its number only, becomes n's. node->lock held. */
 void scratch_adopt_earlier(struct pool *p, struct node *n);
-
-/* hydrate.c */
-/* Prepares hydration from the object open as fd (taken over). node->lock held. */
-errint_t hydrate_begin(struct pool *p, struct scratch *s, int fd, struct object *object);
-/* Gives up what is not hydrated, because the file is about to be cut to nothing; *ret is for
- * hydrate_resume() should that fail, else for hydrate_free(). False: somebody is at work on it. node->lock held. */
-bool hydrate_abandon(struct scratch *s, struct hydration **ret);
-void hydrate_resume(struct scratch *s, struct hydration *h);
-bool hydrate_is_ready(struct scratch *s, uint64_t off, uint64_t len);
-/* [waits]; the node is open, node->lock not held. */
-errint_t hydrate_range(struct pool *p, struct scratch *s, uint64_t off, uint64_t len);
-void hydrate_free(struct hydration *h);
 
 /* sync.c */
 /* fsync of the directory dirfd of node dir, and of those above it as far as their names may not be

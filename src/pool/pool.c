@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "pool/internal.h"
+#include "pool/readahead.h"
 #include "store/private.h"
 
 #include "utlist.h"
@@ -108,6 +109,7 @@ errint_t pool_new(struct pool_place *place, struct tree *tree, const struct opti
 	lock_cond_init(&p->work);
 	lock_cond_init(&p->progress);
 	lock_cond_init(&p->house);
+	readahead_new(p);
 	r = make_dir(p, p->place.dirfd, "scratch", &p->scratch_fd, cause);
 	if (r == 0)
 		r = make_dir(p, p->place.dirfd, "lost+found", &p->lost_fd, cause);
@@ -131,6 +133,8 @@ errint_t pool_start(struct pool *p)
 {
 	errint_t r = flush_start(p);
 
+	if (r == 0)
+		r = readahead_start(p);
 	if (r == 0)
 		r = evict_start(p);
 	if (r == 0)
@@ -201,11 +205,13 @@ void pool_close(struct pool *p)
 	recovery_stop_search(p);
 	evict_stop(p);
 	flush_stop(p);
+	readahead_stop(p);
 	if (p->place.dirfd >= 0) {
 		evict_doomed(p); /* all handles are gone */
 		release_all(p);
 		mark_clean(p);
 	}
+	readahead_free(p);
 	free(p->doomed);
 	sync_clear(p);
 	if (p->scratch_fd >= 0)
@@ -413,6 +419,26 @@ errint_t pool_flush(struct pool *p, struct node *below, uint64_t deadline_ms,
 }
 
 /* ---- figures ---- */
+
+void pool_node_state(struct pool *p, struct node *n, struct node_state *ret)
+{
+	struct scratch *s;
+
+	memset(ret, 0, sizeof(*ret));
+	lock_take(&n->lock);
+	s = n->scratch;
+	if (s) {
+		ret->warm = true;
+		ret->dirty = s->record.state == RECORD_DIRTY;
+		ret->flushing = s->flushing;
+		ret->open = s->opens;
+		ret->writers = s->writers;
+		lock_take(&p->lock);
+		ret->pinned = s->pinned;
+		lock_drop(&p->lock);
+	}
+	lock_drop(&n->lock);
+}
 
 void pool_get_stats(struct pool *p, struct pool_stats *ret)
 {

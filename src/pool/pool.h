@@ -29,6 +29,8 @@
 #ifndef CELLAR_POOL_POOL_H
 #define CELLAR_POOL_POOL_H
 
+#include <sys/uio.h>
+
 #include "base/options.h"
 #include "codec/object.h"
 #include "tree/node.h"
@@ -104,6 +106,25 @@ void pool_abandon_new(struct pool *p, struct new_scratch *ns);
 errint_t scratch_ready(struct node *n, uint64_t off, uint64_t len);
 errint_t scratch_hydrate(struct pool *p, struct node *n, uint64_t off,
                          uint64_t len); /* [waits] */
+/* Where the bytes of a read are: in the scratch at the offset that was asked for (fd >= 0), or in
+ * memory (iov[0, count), which is all of it up to the end of the file). Valid until _end. */
+#define READ_VIEW_MAX 8
+struct held_frame;
+struct read_view {
+	int fd;
+	size_t count;
+	struct iovec iov[READ_VIEW_MAX];
+	/* the pool's */
+	struct held_frame *held[READ_VIEW_MAX];
+	char *copy;
+};
+/* Makes [off, off + len) of an open node readable, decoding what is missing [waits]; without
+ * wait -EAGAIN where that has to be done. -EUCLEAN: damaged; -EINTR: cancelled (base/cancel.h). On
+ * an error there is nothing to end. */
+errint_t scratch_read(struct pool *p, struct node *n, uint64_t off, size_t len, bool wait,
+                      struct read_view *ret);
+void scratch_read_end(struct pool *p, struct read_view *v);
+
 /* The descriptor for pread and splice while the node is open. */
 int scratch_fd(struct node *n);
 
