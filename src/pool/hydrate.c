@@ -619,9 +619,9 @@ static errint_t decode_kept(struct pool *p, struct hydration *h, size_t unit,
 		return decode_whole(p, h, fd, cause);
 	r = readahead_slot_room(slot, 0, len);
 	if (r == 0)
-		r = decode_to(p, h, unit, slot, slot->logical, cause);
-	if (r == 0)
 		r = make_room(p, h, len, keep);
+	if (r == 0)
+		r = decode_to(p, h, unit, slot, slot->logical, cause);
 	if (r == 0)
 		r = full_pwrite(fd, slot->logical, len, (off_t)hydrate_unit_off(h, unit));
 	return r;
