@@ -273,8 +273,7 @@ class RandomWriter(Writer):
 
     def make_directory(self):
         if len(self.model.directories()) < 3:
-            self.count += 1
-            self.mkdir(f"d{self.count}")
+            self.mkdir(f"d{self.rng.randrange(10**9)}")
 
     def run(self, expect_end):
         """Until the mount fails. expect_end(): whether that is somebody's doing."""

@@ -49,7 +49,8 @@ def test_random_cuts(rig, fs, split):
     """Snapshots under load, and a shutdown of the filesystems where they can (P1 to P7)."""
     rng = random.Random(SEED + len(fs) + split)
     r = rig(fs, split)
-    for round_ in range(ROUNDS):
-        episode = Episode(r, rng.randrange(1 << 30))
-        cut_and_check(r, episode, 3, fs in CAN_SHUT_DOWN and round_ % 2 == 0)
+    models = None
+    for round_ in range(ROUNDS):  # each goes on from what the last cut left
+        episode = Episode(r, rng.randrange(1 << 30), models=models)
+        models = cut_and_check(r, episode, 3, fs in CAN_SHUT_DOWN and round_ % 2 == 0)
         r.mount()
