@@ -22,6 +22,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/text.h"
 #include "mount/request.h"
 #include "store/attrs.h"
 
@@ -156,6 +157,24 @@ static errint_t taken(const struct request *r)
 	return r->flags & O_EXCL ? -EEXIST : -ESTALE;
 }
 
+/* The object was made, its file could not be. Returns err. */
+static errint_t take_back(struct creation *c, int dirfd, const char *store_name,
+                          errint_t err)
+{
+	errint_t r = sys_unlinkat(dirfd, store_name, 0);
+
+	if (r < 0 && r != -ENOENT) {
+		cleanup_free char *name = text_escape(store_name);
+
+		log_err("\"%s\" could not be created (%s), and its empty object not be "
+		        "removed (%s): reading it answers an error until the next start",
+		        name, strerror(-err), strerror(-r));
+		pool_keep_new(c->r->m->pool, c->scratch);
+		c->scratch = NULL;
+	}
+	return err;
+}
+
 /* Under ns and the directory's lock. */
 static errint_t create_in(struct creation *c, int dirfd)
 {
@@ -182,9 +201,7 @@ static errint_t create_in(struct creation *c, int dirfd)
 	attrs_mark_new(fd, &r->m->tree->pool);
 	err = join_new(c, dirfd, store_name.s, fd);
 	(void)sys_close(fd);
-	if (err)
-		(void)sys_unlinkat(dirfd, store_name.s, 0);
-	return err;
+	return err ? take_back(c, dirfd, store_name.s, err) : 0;
 }
 
 static errint_t create_locked(struct creation *c)

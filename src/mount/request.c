@@ -430,11 +430,11 @@ errint_t attr_locked(struct mount *m, struct node *n, const struct stat *known,
 	}
 	if (regular) {
 		ret->st_size = size_known ? ret->st_size : -1;
-		pool_overlay_attr(n, ret);
-		if (ret->st_size < 0)
-			return -EAGAIN;
+		err = pool_overlay_attr(n, ret);
+		if (!err && ret->st_size < 0)
+			err = -EAGAIN;
 	}
-	return 0;
+	return err;
 }
 
 /* A foreign object that cannot be decoded to its end has no size; it must still be there

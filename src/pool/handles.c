@@ -13,6 +13,9 @@
  *       after kill -9 a 0-byte object always has a record that knows it as new. After a power
  *       cut the object may be all there is; its mark says that nothing was promised
  *       (attrs.h).
+ *  (O4) An open that fails leaves the file as it was: what could fail comes before the record that
+ *       says dirty (and, with POOL_TRUNC, empty), and a scratch is attached only with its
+ *       hydration.
  */
 #include <string.h>
 #include <unistd.h>
@@ -90,13 +93,14 @@ static void remember_owner(struct scratch *s, const struct stat *st)
 	s->gid = st->st_gid;
 }
 
-/* Files the first record and hint of a new scratch file. */
+/* The first record and hint of a new scratch file. The record comes last: where the rest fails
+ * and the file cannot even be deleted, recovery finds an empty file without a record. */
 static errint_t write_first_record(struct pool *p, struct scratch *s, const char *hint)
 {
-	errint_t r = record_write(s->fd, &s->record);
+	errint_t r = record_write_hint(s->fd, hint);
 
 	if (r == 0)
-		r = record_write_hint(s->fd, hint);
+		r = record_write(s->fd, &s->record);
 	if (r == 0) {
 		free(s->hint);
 		s->hint = xstrdup(hint);
@@ -128,7 +132,7 @@ static void start_empty(struct pool *p, struct scratch *s, const struct stat *st
 }
 
 /* cold -> hydrating, or -> dirty and empty: with POOL_TRUNC, and what is marked new. Under ns and
- * node->lock. */
+ * node->lock. After an error the node is as cold as before (O4). */
 static errint_t start_cold(struct pool *p, struct node *n, unsigned flags,
                            const struct place *at)
 {
@@ -201,21 +205,27 @@ static errint_t start_cold(struct pool *p, struct node *n, unsigned flags,
 		goto fail;
 	}
 	remember_owner(s, &st);
-	scratch_attach(p, s, n);
-	scratch_register(p, s);
 	if (is_new || (flags & POOL_TRUNC)) {
 		atomic_store(&s->gen, 1);
 		if (flags & POOL_TRUNC)
 			note_change(s);
-		else
-			start_empty(p, s, &st);
 		atomic_store(&s->whole, true);
 		atomic_store(&s->dirty_since_ms, clock_mono_ms());
-		scratch_mirror(p, s);
-		r = 0;
-		goto fail; /* the object is not needed */
+	} else {
+		r = hydrate_begin(p, s, n, fd, &object);
+		if (r < 0) {
+			(void)sys_unlinkat(p->scratch_fd, scratch_name(s->ino).s, 0);
+			scratch_free(s);
+			return r;
+		}
 	}
-	return hydrate_begin(p, s, fd, &object);
+	scratch_attach(p, s, n);
+	scratch_register(p, s);
+	if (!is_new && !(flags & POOL_TRUNC))
+		return 0;
+	if (!(flags & POOL_TRUNC))
+		start_empty(p, s, &st);
+	r = 0; /* the object is not needed */
 fail:
 	object_close(&object);
 	(void)sys_close(fd);
@@ -285,15 +295,16 @@ static errint_t check_base(struct pool *p, struct node *n, const struct place *a
 }
 
 /* Under ns and node->lock, which is given up while *ret_again is found out: then all may be
- * different. */
+ * different. *ret_empty: the scratch was made just now, empty and dirty, as POOL_TRUNC wants it. */
 static errint_t ready_once(struct pool *p, struct node *n, unsigned flags, bool wait,
-                           bool *ret_again)
+                           bool *ret_again, bool *ret_empty)
 {
 	struct scratch *s;
 	struct place at;
 	bool same = true;
 	errint_t r;
 
+	*ret_empty = false;
 	if (!n->scratch)
 		scratch_adopt_earlier(p, n);
 	s = n->scratch;
@@ -329,20 +340,22 @@ static errint_t ready_once(struct pool *p, struct node *n, unsigned flags, bool 
 	} else if (r == 0) {
 		count_one(COUNTER_OPEN_MISSES);
 		r = start_cold(p, n, flags, &at);
+		*ret_empty = r == 0 && (flags & POOL_TRUNC);
 	}
 	place_release(p->tree, &at);
 	return r;
 }
 
 /* Makes n->scratch exist and true to its object. Under ns and node->lock. */
-static errint_t ready_scratch(struct pool *p, struct node *n, unsigned flags, bool wait)
+static errint_t ready_scratch(struct pool *p, struct node *n, unsigned flags, bool wait,
+                              bool *ret_empty)
 {
 	bool again;
 	errint_t r;
 
 	do {
 		again = false;
-		r = ready_once(p, n, flags, wait, &again);
+		r = ready_once(p, n, flags, wait, &again, ret_empty);
 	} while (again);
 	return r;
 }
@@ -358,8 +371,11 @@ static errint_t shrink(struct pool *p, struct scratch *s, uint64_t size)
 	if (s->record.sync_seq > 0 && s->record.sync_size > size) {
 		s->record.sync_size = size;
 		r = scratch_record(p, s);
-		if (r == 0)
+		if (r == 0) {
 			r = sys_fsync(s->fd);
+			if (r < 0)
+				s->sync_error = r; /* (Y3) */
+		}
 		count_one(COUNTER_POOL_SYNCS);
 	}
 	if (r == 0) {
@@ -397,29 +413,32 @@ static errint_t truncate_locked(struct pool *p, struct scratch *s, uint64_t size
 
 /* ---- open and close ---- */
 
-static errint_t acquire(struct pool *p, struct node *n, unsigned flags)
+/* *counted: the caller's count_open() for a first handle, which is the scratch's after success. */
+static errint_t acquire(struct pool *p, struct node *n, unsigned flags, bool *counted)
 {
 	struct scratch *s = n->scratch;
+
 	errint_t r;
 
-	if (s->opens == 0) {
+	if (s->opens == 0 && !*counted) { /* closed by others while the lock was given up */
 		r = count_open(p);
 		if (r < 0)
 			return r;
-		if (s->fd < 0) {
-			r = scratch_open_fd(p, s, O_RDWR);
-			if (r < 0) {
-				uncount_open(p);
-				return r;
-			}
-			s->fd = r;
-		}
+		*counted = true;
+	}
+	if (s->opens == 0 && s->fd < 0) {
+		r = scratch_open_fd(p, s, O_RDWR);
+		if (r < 0)
+			return r;
+		s->fd = r;
 	}
 	if (flags & POOL_WRITE)
 		flush_unqueue(p,
 		              s); /* writeback_delay starts anew at the next last close */
-	if (s->opens++ == 0)
+	if (s->opens++ == 0) {
+		*counted = false;
 		hydrate_opened(s);
+	}
 	scratch_touch(p, s);
 	scratch_mirror(p, s);
 	return 0;
@@ -432,6 +451,7 @@ static void writers_gone(struct pool *p, struct scratch *s)
 	bool unchanged = atomic_load(&s->gen) == atomic_load(&s->flushed_gen) &&
 	                 !(s->record.flags & RECORD_NEW) &&
 	                 !ident_is_none(&s->record.base.ident);
+	struct record before = s->record;
 
 	if (unchanged) {
 		s->record.state = RECORD_CLEAN;
@@ -441,7 +461,7 @@ static void writers_gone(struct pool *p, struct scratch *s)
 			flush_unqueue_always(p, s);
 			return;
 		}
-		s->record.state = RECORD_DIRTY; /* a flush will clean it */
+		s->record = before; /* a flush will clean it */
 	}
 	flush_queue(p, s, p->writeback_ms, false);
 }
@@ -479,18 +499,19 @@ static void unacquire(struct pool *p, struct node *n, unsigned flags)
 	scratch_mirror(p, s);
 }
 
-/* Counted as open by now, hydrated if need be: makes it writable. node->lock held. */
-static errint_t make_writable(struct pool *p, struct node *n, unsigned flags)
+/* Counted as open by now, hydrated if need be: makes it writable. empty: it is so already.
+ * node->lock held. */
+static errint_t make_writable(struct pool *p, struct node *n, unsigned flags, bool empty)
 {
 	struct scratch *s = n->scratch;
 	errint_t r = scratch_make_dirty(p, s);
 
 	if (r == 0)
 		s->writers++; /* (O2) */
-	if (r == 0 && (flags & POOL_TRUNC)) {
+	if (r == 0 && (flags & POOL_TRUNC) && !empty) {
 		r = truncate_locked(p, s, 0);
-		if (r < 0)
-			s->writers--;
+		if (r < 0 && --s->writers == 0 && !s->doomed && !s->flushing)
+			writers_gone(p, s); /* dirty by now, and nobody else closes it */
 	}
 	return r;
 }
@@ -521,7 +542,22 @@ static errint_t wait_for_room(struct pool *p, struct node *n, unsigned flags, bo
 	return cold ? evict_throttle(p, wait) : 0;
 }
 
-/* Whoever works on the hydration has been told to end. node->lock held, as at the end. */
+/* It is of length 0 by now: what a truncation does besides. node->lock held. */
+static void note_cut(struct pool *p, struct scratch *s)
+{
+	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_nsec = UTIME_NOW}};
+
+	rwlock_wr(&s->gate);
+	atomic_fetch_add(&s->gen, 1);
+	note_change(s);
+	rwlock_drop(&s->gate);
+	(void)sys_futimens(s->fd, ts);
+	s->record.flags &= ~RECORD_MTIME_SET;
+	scratch_sample(p, s);
+}
+
+/* Whoever works on the hydration has been told to end. It is cut while its record says that it is
+ * worth nothing (H2), and dirty after that (O4). node->lock held, as at the end. */
 static errint_t make_writable_cut(struct pool *p, struct node *n, unsigned flags, bool wait)
 {
 	struct scratch *s = n->scratch;
@@ -533,21 +569,23 @@ static errint_t make_writable_cut(struct pool *p, struct node *n, unsigned flags
 			return -EAGAIN;
 	}
 	if (!s->hydration)
-		return make_writable(p, n, flags);
+		return make_writable(p, n, flags, false);
 	r = hydrate_abandon(s, &h);
 	if (r < 0)
 		return r;
-	r = make_writable(p, n, flags);
-	if (r < 0)
+	r = make_writable(p, n, flags, true);
+	if (r < 0) {
 		hydrate_resume(s, h);
-	else
-		hydrate_put(h);
-	return r;
+		return r;
+	}
+	note_cut(p, s);
+	hydrate_put(h);
+	return 0;
 }
 
 /* What is only partly there, or cannot be read at all, need not be to be cut to nothing. */
 static errint_t open_to_cut(struct pool *p, struct node *n, unsigned flags, bool wait,
-                            bool *ret_done)
+                            bool *counted, bool *ret_done)
 {
 	struct scratch *s = n->scratch;
 	errint_t r;
@@ -556,7 +594,7 @@ static errint_t open_to_cut(struct pool *p, struct node *n, unsigned flags, bool
 	if (!(flags & POOL_TRUNC) || !s->hydration)
 		return 0;
 	*ret_done = true;
-	r = acquire(p, n, flags);
+	r = acquire(p, n, flags, counted);
 	if (r < 0)
 		return r;
 	r = make_writable_cut(p, n, flags, wait);
@@ -567,8 +605,8 @@ static errint_t open_to_cut(struct pool *p, struct node *n, unsigned flags, bool
 
 static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool wait)
 {
-	struct scratch *s;
-	bool need_all, done = false;
+	struct scratch *s = NULL;
+	bool need_all = false, done = false, counted, empty = false;
 	errint_t r;
 
 	if (!S_ISREG(n->type))
@@ -578,21 +616,28 @@ static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool w
 		return r;
 	rwlock_rd(&p->tree->ns);
 	lock_take(&n->lock);
-	r = ready_scratch(p, n, flags, wait);
+	counted = !n->scratch || n->scratch->opens == 0;
+	r = counted ? count_open(p) : 0;
+	if (r < 0)
+		goto out;
+	r = ready_scratch(p, n, flags, wait, &empty);
 	s = n->scratch;
 	if (r == 0)
-		r = open_to_cut(p, n, flags, wait, &done);
+		r = open_to_cut(p, n, flags, wait, &counted, &done);
 	need_all =
 	    r == 0 && !done && s->hydration && hydrate_first(p, s, flags & POOL_WRITE);
 	if (need_all && !wait)
 		r = -EAGAIN;
 	if (r == 0 && !done)
-		r = acquire(p, n, flags);
+		r = acquire(p, n, flags, &counted);
+	if (counted)
+		uncount_open(p);
 	if (r == 0 && !done && !need_all && (flags & POOL_WRITE)) {
-		r = make_writable(p, n, flags);
+		r = make_writable(p, n, flags, empty);
 		if (r < 0)
 			unacquire(p, n, 0);
 	}
+out:
 	lock_drop(&n->lock);
 	rwlock_drop(&p->tree->ns);
 	if (r < 0 || !need_all)
@@ -610,7 +655,7 @@ static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool w
 		}
 	}
 	if (r == 0 && (flags & POOL_WRITE))
-		r = make_writable(p, n, flags);
+		r = make_writable(p, n, flags, false);
 	if (r < 0)
 		give_up(p, n);
 	lock_drop(&n->lock);
@@ -704,6 +749,13 @@ out:
 void pool_abandon_new(struct pool *p, struct new_scratch *ns)
 {
 	(void)sys_unlinkat(p->scratch_fd, scratch_name(ns->s->ino).s, 0);
+	scratch_free(ns->s);
+	free(ns);
+}
+
+void pool_keep_new(struct pool *p, struct new_scratch *ns)
+{
+	(void)p;
 	scratch_free(ns->s);
 	free(ns);
 }
@@ -806,18 +858,25 @@ errint_t pool_fallocate(struct pool *p, struct node *n, int mode, uint64_t off,
 
 /* ---- attributes ---- */
 
-void pool_overlay_attr(struct node *n, struct stat *st)
+errint_t pool_overlay_attr(struct node *n, struct stat *st)
 {
 	struct scratch *s = n->scratch;
 	struct stat now;
 
-	if (!s || (s->record.state != RECORD_DIRTY && !s->doomed)) {
-		return;
-	}
-	if (s->fd >= 0 && sys_fstat(s->fd, &now) == 0) {
+	if (!s || (s->record.state != RECORD_DIRTY && !s->doomed))
+		return 0;
+	if (s->fd >= 0) {
+		errint_t r = sys_fstat(s->fd, &now);
+
+		if (r < 0)
+			return r;
 		s->size = (uint64_t)now.st_size;
 		s->mtime = now.st_mtim;
 		s->blocks = (uint64_t)now.st_blocks;
+	} else if (s->stale) {
+		scratch_sample(s->pool, s);
+		if (s->stale)
+			return -EIO;
 	}
 	st->st_size = (off_t)s->size;
 	st->st_mtim = s->mtime;
@@ -825,6 +884,7 @@ void pool_overlay_attr(struct node *n, struct stat *st)
 	st->st_blocks += (blkcnt_t)s->blocks;
 	if (st->st_blocks == 0 && st->st_size > 0)
 		st->st_blocks = 1;
+	return 0;
 }
 
 errint_t pool_set_times(struct node *n, const struct timespec ts[2])

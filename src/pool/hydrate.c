@@ -152,15 +152,15 @@ static uint64_t known_size(const struct node *n, const struct object *o)
 	return same ? n->info.logical_size : OBJECT_SIZE_UNKNOWN;
 }
 
-errint_t hydrate_begin(struct pool *p, struct scratch *s, int fd, struct object *object)
+errint_t hydrate_begin(struct pool *p, struct scratch *s, struct node *n, int fd,
+                       struct object *object)
 {
 	struct hydration *h;
 	errint_t r;
 
-	lock_assert_held(&s->node->lock);
-	INVARIANT(!s->hydration && s->fd >= 0);
+	INVARIANT(!s->node && !s->hydration && s->fd >= 0);
 	if (object->logical_size == OBJECT_SIZE_UNKNOWN)
-		object->logical_size = known_size(s->node, object);
+		object->logical_size = known_size(n, object);
 	if (object->logical_size != OBJECT_SIZE_UNKNOWN) {
 		r = sys_ftruncate(s->fd, (off_t)object->logical_size);
 		if (r < 0)
@@ -171,7 +171,7 @@ errint_t hydrate_begin(struct pool *p, struct scratch *s, int fd, struct object 
 	lock_cond_init(&h->changed);
 	lock_cond_init(&h->idle);
 	h->p = p;
-	h->node = s->node;
+	h->node = n;
 	node_ref(p->tree, h->node);
 	h->s = s;
 	h->object = *object;

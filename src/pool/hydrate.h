@@ -101,9 +101,10 @@ struct hydration {
 	struct hydration *prev, *next;
 };
 
-/* Prepares hydration from the object open as fd (both taken over, on errors too). node->lock
- * held. */
-errint_t hydrate_begin(struct pool *p, struct scratch *s, int fd, struct object *object);
+/* Prepares hydration of s, not attached yet, for node n (n->lock held) from the object open as fd;
+ * fd and object are taken over, on errors too. */
+errint_t hydrate_begin(struct pool *p, struct scratch *s, struct node *n, int fd,
+                       struct object *object);
 void hydrate_free(struct hydration *h);
 
 bool hydrate_is_ready(struct scratch *s, uint64_t off, uint64_t len);

@@ -44,17 +44,19 @@ struct scratch {
 	struct record record; /* as last written */
 	int fd;               /* O_RDWR while opens > 0, else -1 */
 	uint32_t opens, writers;
-	uint32_t holds;     /* pool threads that rely on it while the lock is not held */
-	bool flushing;      /* a flusher has it in work */
-	bool doomed;        /* the last link is gone */
-	bool doomed_listed; /* in pool->doomed; under pool->lock */
-	bool doomed_dirty;  /* was dirty when the last link went (E3) */
-	bool name_unsynced; /* object's name or new parents may not be durable */
-	bool attr_unsynced; /* object's attributes may not be durable */
-	bool file_unsynced; /* the scratch file's own name may not be durable */
+	uint32_t holds;       /* pool threads that rely on it while the lock is not held */
+	bool flushing;        /* a flusher has it in work */
+	bool doomed;          /* the last link is gone */
+	bool doomed_listed;   /* in pool->doomed; under pool->lock */
+	bool doomed_dirty;    /* was dirty when the last link went (E3) */
+	bool name_unsynced;   /* object's name or new parents may not be durable */
+	bool attr_unsynced;   /* object's attributes may not be durable */
+	bool file_unsynced;   /* the scratch file's own name may not be durable */
+	bool record_unsynced; /* sync_seq and sync_size may not be durable as recorded */
 	struct hydration *hydration; /* not NULL: clean and not whole */
 	struct frame_hashes *frames; /* of the base, hashed as they were hydrated; NULL:
 	                              * not known (an earlier run's, or a foreign base) */
+	bool stale;                  /* the three below: the last look failed */
 	uint64_t size;               /* while fd < 0 */
 	struct timespec mtime;       /* while fd < 0 */
 	uint64_t blocks;             /* st_blocks, while fd < 0 */
@@ -116,6 +118,7 @@ struct pool {
 
 	struct readahead *readahead; /* readahead.c */
 	_Atomic uint64_t held_bytes; /* decoded for readers only */
+	bool recovered; /* pool_recover() came to its end: may be marked clean */
 	_Atomic bool stopping;
 	_Atomic bool no_space; /* the pool's disk is past the stop mark */
 	_Atomic bool full; /* closed scratch alone is well above the limit, or no_space */
@@ -149,6 +152,7 @@ struct pool {
 	pthread_t searcher;
 	bool searcher_running;
 	_Atomic uint64_t waiting; /* dirty scratches whose object is still looked for */
+	_Atomic bool searched;    /* the search is over */
 };
 
 /* scratch.c */

@@ -30,8 +30,17 @@ static void write_why(struct pool *p, const char *scratch_file, const char *why)
 		(void)sys_fsetxattr(fd, WHY_XATTR, text, MIN_OF(strlen(text), WHY_MAX), 0);
 }
 
-errint_t pool_move_to_lost(struct pool *p, const char *scratch_file, uint64_t ino,
-                           const char *why)
+static bool is_same_file(int dirfd, const char *name, int other_dirfd, const char *other)
+{
+	struct stat a, b;
+
+	return sys_fstatat(dirfd, name, &a, AT_SYMLINK_NOFOLLOW) == 0 &&
+	       sys_fstatat(other_dirfd, other, &b, AT_SYMLINK_NOFOLLOW) == 0 &&
+	       a.st_ino == b.st_ino;
+}
+
+static errint_t to_lost(struct pool *p, const char *scratch_file, uint64_t ino,
+                        const char *why, bool link)
 {
 	char name[64];
 	errint_t r = -EEXIST;
@@ -43,8 +52,14 @@ errint_t pool_move_to_lost(struct pool *p, const char *scratch_file, uint64_t in
 		else
 			snprintf(name, sizeof(name), "%016llx-%u", (unsigned long long)ino,
 			         i);
-		r = sys_renameat2(p->scratch_fd, scratch_file, p->lost_fd, name,
-		                  RENAME_NOREPLACE);
+		if (link)
+			r = sys_linkat(p->scratch_fd, scratch_file, p->lost_fd, name, 0);
+		else
+			r = sys_renameat2(p->scratch_fd, scratch_file, p->lost_fd, name,
+			                  RENAME_NOREPLACE);
+		/* Linked by a recovery that was stopped. */
+		if (r == -EEXIST && is_same_file(p->scratch_fd, scratch_file, p->lost_fd, name))
+			return link ? 0 : sys_unlinkat(p->scratch_fd, scratch_file, 0);
 	}
 	if (r == 0) {
 		count_one(COUNTER_LOST_AND_FOUND);
@@ -53,6 +68,18 @@ errint_t pool_move_to_lost(struct pool *p, const char *scratch_file, uint64_t in
 		lock_drop(&p->lock);
 	}
 	return r;
+}
+
+errint_t pool_move_to_lost(struct pool *p, const char *scratch_file, uint64_t ino,
+                           const char *why)
+{
+	return to_lost(p, scratch_file, ino, why, false);
+}
+
+errint_t pool_link_to_lost(struct pool *p, const char *scratch_file, uint64_t ino,
+                           const char *why)
+{
+	return to_lost(p, scratch_file, ino, why, true);
 }
 
 /* ---- looking ---- */

@@ -33,6 +33,10 @@ struct pool_lost {
 errint_t pool_move_to_lost(struct pool *p, const char *scratch_file, uint64_t ino,
                            const char *why);
 
+/* The same, but the file stays where it is too. Done twice it is done once. */
+errint_t pool_link_to_lost(struct pool *p, const char *scratch_file, uint64_t ino,
+                           const char *why);
+
 /* Calls fn for each entry, in no order; valid during the call. Non-zero from fn stops. */
 typedef errint_t (*pool_lost_fn)(void *ctx, const struct pool_lost *e);
 errint_t pool_each_lost(struct pool *p, pool_lost_fn fn, void *ctx);

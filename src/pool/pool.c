@@ -209,7 +209,8 @@ void pool_close(struct pool *p)
 	if (p->place.dirfd >= 0) {
 		evict_doomed(p); /* all handles are gone */
 		release_all(p);
-		mark_clean(p);
+		if (p->recovered) /* else (R3) would believe what nobody has looked at */
+			mark_clean(p);
 	}
 	readahead_free(p);
 	free(p->doomed);
@@ -371,14 +372,60 @@ static void report_failures(struct pool *p, struct wanted *w, size_t n,
 	}
 }
 
+/* After a crash some dirty scratch may have no node yet: what is asked for includes it. */
+static void await_search(struct pool *p, uint64_t until)
+{
+	lock_take(&p->lock);
+	while (atomic_load(&p->waiting) > 0 && !atomic_load(&p->searched) &&
+	       !atomic_load(&p->stopping)) {
+		uint64_t now = clock_mono_ms();
+
+		if (now >= until)
+			break;
+		(void)lock_wait_ms(&p->lock, &p->progress, MIN_OF(until - now, 1000U));
+	}
+	lock_drop(&p->lock);
+}
+
+/* Those whose object the search did not find; returns how many. */
+static uint64_t report_waiting(struct pool *p, pool_failure_fn failure, void *ctx)
+{
+	struct scratch *s;
+	uint64_t count = 0, n = 0;
+	char **hints;
+
+	if (atomic_load(&p->waiting) == 0)
+		return 0;
+	lock_take(&p->lock);
+	hints = xcalloc(p->dirty_count + 1, sizeof(*hints));
+	DL_FOREACH2(p->lru, s, lru_next)
+	{
+		if (s->is_dirty && !s->node && !s->busy && n < p->dirty_count)
+			hints[n++] = xstrdup(s->hint ? s->hint : "");
+	}
+	lock_drop(&p->lock);
+	for (count = 0; count < n; count++) {
+		if (failure)
+			failure(ctx, hints[count],
+			        "its object has not been found in the store");
+		free(hints[count]);
+	}
+	free(hints);
+	return count;
+}
+
 errint_t pool_flush(struct pool *p, struct node *below, uint64_t deadline_ms,
                     pool_progress_fn progress, pool_failure_fn failure, void *ctx)
 {
 	uint64_t until = deadline_ms ? clock_mono_ms() + deadline_ms : UINT64_MAX;
 	struct pool_progress pr = {0}, shown = {.files_done = UINT64_MAX};
-	size_t n;
-	struct wanted *w = collect_wanted(p, below, &n);
+	struct wanted *w;
 	errint_t r = 0;
+	size_t n;
+
+	if (!below)
+		await_search(p, until);
+	w = collect_wanted(p, below, &n);
 
 	for (size_t i = 0; i < n; i++)
 		pr.bytes_total += w[i].bytes;
@@ -412,6 +459,8 @@ errint_t pool_flush(struct pool *p, struct node *below, uint64_t deadline_ms,
 	if (pr.files_done < n)
 		r = pr.files_done + pr.failed < n ? -ETIMEDOUT : -EIO;
 	report_failures(p, w, n, failure, ctx);
+	if (!below && report_waiting(p, failure, ctx) > 0 && r == 0)
+		r = atomic_load(&p->searched) ? -EIO : -ETIMEDOUT;
 	for (size_t i = 0; i < n; i++)
 		node_unref(p->tree, w[i].n);
 	free(w);

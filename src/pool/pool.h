@@ -98,6 +98,9 @@ errint_t pool_prepare_new(struct pool *p, uint64_t ino, const char *store_path,
 errint_t pool_attach_new(struct pool *p, struct new_scratch *ns, struct node *n,
                          unsigned flags);
 void pool_abandon_new(struct pool *p, struct new_scratch *ns);
+/* Instead of pool_abandon_new() where the object was made and cannot be taken away again: the
+ * record stays, so that the next start knows the 0-byte object as a new, empty file. */
+void pool_keep_new(struct pool *p, struct new_scratch *ns);
 
 /* ---- data of an open node ---- */
 
@@ -148,8 +151,8 @@ errint_t pool_sync_before_rename(struct pool *p, struct node *n);
 off_t pool_lseek(struct pool *p, struct node *n, off_t off, int whence); /* or -errno */
 
 /* Overlays what the scratch knows (dirty: size, mtime, ctime, blocks) on logical
- * attributes. Under node->lock. */
-void pool_overlay_attr(struct node *n, struct stat *st);
+ * attributes. Under node->lock. An error: what it knows cannot be had now. */
+errint_t pool_overlay_attr(struct node *n, struct stat *st);
 /* utimes through the mount: applied to the scratch too if there is one. ts as for
  * utimensat. Under node->lock. */
 errint_t pool_set_times(struct node *n, const struct timespec ts[2]);

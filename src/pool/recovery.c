@@ -37,7 +37,10 @@
  *       resolved, so that a lost row cannot give it another number.
  *  (R3) Clean scratch is kept only if nothing can have torn it: same boot, or the pool was
  *       synced and marked; and it was whole.
- *  (R4) The clean mark is gone, durably, before the mount answers.
+ *  (R4) The clean mark is gone, durably, before the mount answers; and it is made again only by a
+ *       daemon that came to the end of recovery.
+ *  (R5) A 0-byte object always has a record that knows it as new, also while what was written of
+ *       it is set aside.
  */
 #include <dirent.h>
 #include <stdio.h>
@@ -400,19 +403,55 @@ static errint_t delete_scratch(struct recovery *rc, struct scratch *s)
 	return r;
 }
 
+#define EMPTY_TMP "recovery.tmp"
+
+/* A size that cannot be had counts as written: nothing is thrown away for it. */
+static bool never_written(struct pool *p, struct scratch *s)
+{
+	struct stat st;
+
+	return sys_fstatat(p->scratch_fd, scratch_name(s->ino).s, &st,
+	                   AT_SYMLINK_NOFOLLOW) == 0 &&
+	       st.st_size == 0;
+}
+
+/* (R5): the written bytes are in lost+found first, then an empty file with the same record takes
+ * their place at one instant. */
+static errint_t empty_scratch(struct pool *p, struct scratch *s, const char *why)
+{
+	struct scratch_name name = scratch_name(s->ino);
+	errint_t r = pool_link_to_lost(p, name.s, s->ino, why);
+	int fd;
+
+	if (r == 0)
+		r = sys_fsync(p->lost_fd);
+	if (r < 0)
+		return r;
+	(void)sys_unlinkat(p->place.dirfd, EMPTY_TMP, 0);
+	fd = sys_openat(p->place.dirfd, EMPTY_TMP, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW,
+	                0600);
+	if (fd < 0)
+		return fd;
+	r = record_write_hint(fd, s->hint);
+	if (r == 0)
+		r = record_write(fd, &s->record);
+	(void)sys_close(fd);
+	if (r == 0)
+		r = sys_renameat2(p->place.dirfd, EMPTY_TMP, p->scratch_fd, name.s, 0);
+	if (r < 0)
+		(void)sys_unlinkat(p->place.dirfd, EMPTY_TMP, 0);
+	return r;
+}
+
 /* After a reboot, where the scratch was never synced: the object is the truth. */
 static errint_t distrust(struct recovery *rc, struct scratch *s, const struct found *f)
 {
 	struct pool *p = rc->p;
-	struct record rec = s->record;
-	cleanup_free char *hint = xstrdup(s->hint);
 	bool place_holder = f->where == AT_BASE && f->object.kind == OBJECT_EMPTY;
 	errint_t r;
-	int fd;
 
-	scratch_sample(p, s);
 	if (!place_holder) {
-		if (s->size == 0)
+		if (never_written(p, s))
 			return delete_scratch(rc, s);
 		scratch_register(p, s);
 		return scratch_set_aside(
@@ -420,31 +459,18 @@ static errint_t distrust(struct recovery *rc, struct scratch *s, const struct fo
 		    "it was not synced before the reboot; the object in the "
 		    "store is what counts");
 	}
-	if (s->size > 0) {
-		scratch_register(p, s);
-		r = scratch_set_aside(p, s,
-		                      "it was never synced before the reboot; the new file "
-		                      "is empty");
-		if (r < 0)
-			return r;
-		s = scratch_alloc(p, rec.ino);
-		s->record = rec;
-		s->hint = xstrdup(hint);
-		fd = scratch_create_file(p, rec.ino);
-		if (fd < 0) {
-			scratch_free(s);
-			return fd;
-		}
-		r = record_write(fd, &s->record);
-		if (r == 0)
-			r = record_write_hint(fd, hint);
-		(void)sys_close(fd);
+	if (!never_written(p, s)) {
+		static const char why[] =
+		    "it was never synced before the reboot; the new file is empty";
+		cleanup_free char *hint = text_escape(s->hint);
+
+		r = empty_scratch(p, s, why);
 		if (r < 0) {
 			scratch_free(s);
 			return r;
 		}
-		atomic_store(&s->whole, true);
-		atomic_store(&s->gen, 1);
+		log_warn("scratch of \"%s\" (number %llu) was moved to lost+found: %s", hint,
+		         (unsigned long long)s->ino, why);
 	}
 	return take(p, s, f);
 }
@@ -452,13 +478,16 @@ static errint_t distrust(struct recovery *rc, struct scratch *s, const struct fo
 /* Bytes beyond what fsync promised may be anything after a power cut. */
 static errint_t cut(struct pool *p, struct scratch *s)
 {
-	errint_t r;
+	struct stat st;
+	errint_t r =
+	    sys_fstatat(p->scratch_fd, scratch_name(s->ino).s, &st, AT_SYMLINK_NOFOLLOW);
 	int fd;
 
-	scratch_sample(p, s);
-	if (s->size < s->record.sync_size)
+	if (r < 0)
+		return r;
+	if ((uint64_t)st.st_size < s->record.sync_size)
 		return -EUCLEAN;
-	if (s->size == s->record.sync_size || is_broken(BREAK_NO_CUT))
+	if ((uint64_t)st.st_size == s->record.sync_size || is_broken(BREAK_NO_CUT))
 		return 0;
 	fd = scratch_open_fd(p, s, O_RDWR);
 	if (fd < 0)
@@ -471,17 +500,14 @@ static errint_t cut(struct pool *p, struct scratch *s)
 
 /* Of a pool that was synced as a whole: it must be believed after the next power cut too, when the
  * mark that says so is gone. */
-static void claim_synced(struct pool *p, struct scratch *s)
+static errint_t claim_synced(struct pool *p, struct scratch *s)
 {
 	scratch_sample(p, s);
+	if (s->stale)
+		return -EIO;
 	s->record.sync_seq = ++s->record.seq;
 	s->record.sync_size = s->size;
-}
-
-static bool never_written(struct pool *p, struct scratch *s)
-{
-	scratch_sample(p, s);
-	return s->size == 0;
+	return 0;
 }
 
 static errint_t recover_dirty(struct recovery *rc, struct scratch *s)
@@ -512,8 +538,11 @@ static errint_t recover_dirty(struct recovery *rc, struct scratch *s)
 		return delete_scratch(rc, s); /* stopped before its object was made (O3) */
 	if (intact) {
 		rc->taken++;
-		if (p->place.clean)
-			claim_synced(p, s);
+		r = p->place.clean ? claim_synced(p, s) : 0;
+		if (r < 0) {
+			scratch_free(s);
+			return r;
+		}
 		return take(p, s, &f);
 	}
 	if (f.where == NEWER && is_superseded(p, &s->record, &f))
@@ -707,6 +736,7 @@ errint_t pool_recover(struct pool *p, char **cause)
 		         (unsigned long long)rc.taken);
 	p->tree->on_new = met;
 	p->tree->on_new_ctx = p;
+	p->recovered = true;
 	return 0;
 }
 
@@ -801,9 +831,8 @@ static void give_up_waiting(struct pool *p)
 	}
 }
 
-static void *search_main(void *arg)
+static void search(struct pool *p)
 {
-	struct pool *p = arg;
 	struct search w = {.p = p, .whole = true};
 
 	node_ref(p->tree, p->tree->root);
@@ -817,7 +846,7 @@ static void *search_main(void *arg)
 	}
 	free(w.stack);
 	if (atomic_load(&p->stopping) || atomic_load(&p->waiting) == 0)
-		return NULL;
+		return;
 	if (w.whole)
 		give_up_waiting(p);
 	else
@@ -825,6 +854,17 @@ static void *search_main(void *arg)
 		    "not all of the store could be searched: %llu dirty scratch files keep "
 		    "waiting for their objects",
 		    (unsigned long long)atomic_load(&p->waiting));
+}
+
+static void *search_main(void *arg)
+{
+	struct pool *p = arg;
+
+	search(p);
+	lock_take(&p->lock);
+	atomic_store(&p->searched, true);
+	pthread_cond_broadcast(&p->progress);
+	lock_drop(&p->lock);
 	return NULL;
 }
 

@@ -270,6 +270,7 @@ void scratch_sample(struct pool *p, struct scratch *s)
 	else
 		r = sys_fstatat(p->scratch_fd, scratch_name(s->ino).s, &st,
 		                AT_SYMLINK_NOFOLLOW);
+	s->stale = r < 0;
 	if (r < 0)
 		return; /* keeps what was known; the next look finds out */
 	s->size = (uint64_t)st.st_size;

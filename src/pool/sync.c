@@ -8,9 +8,10 @@
  *  (Y2) A record never claims more than is durable: sync_size is raised only after fdatasync of
  *       that much returned 0, and lowered, durably, before the file shrinks (shrink(),
  *       handles.c). A file that shrank during a sync is looked at again.
- *  (Y3) An error of fdatasync is sticky: the kernel reports a lost page once, so the record is
- *       not advanced again until a flush from memory has succeeded; each fsync until then
- *       answers the error.
+ *  (Y3) An error of fdatasync or fsync of a scratch is sticky: the kernel reports a lost page once, so
+ *       the record is not advanced again until a flush from memory has succeeded; each fsync
+ *       until then answers the error. One of syncfs says nothing of any file: each is asked by
+ *       an fdatasync of its own then.
  *  (Y4) Of a sync and a flush the later one has the higher number: a sync that follows a flush
  *       is recorded with a new number, also where sync_size says enough already; and a record
  *       whose base is a flush's object keeps no sync of before that flush (job_finish()). So
@@ -233,7 +234,7 @@ static void sync_failed(struct sync_state *y)
 }
 
 /* node->lock held, data durable up to y->size. Writes the record where it has to say more;
- * *ret_again: it shrank meanwhile. */
+ * *ret_wrote: that is to be made durable; *ret_again: it shrank meanwhile. */
 static errint_t sync_advance(struct pool *p, struct sync_state *y, bool *ret_wrote,
                              bool *ret_again)
 {
@@ -247,13 +248,17 @@ static errint_t sync_advance(struct pool *p, struct sync_state *y, bool *ret_wro
 		return 0;
 	/* seq is beyond sync_seq: a flush was given its number since (Y4). */
 	if (s->record.sync_seq > 0 && s->record.sync_seq == s->record.seq &&
-	    s->record.sync_size >= y->size)
+	    s->record.sync_size >= y->size) {
+		*ret_wrote = s->record_unsynced;
 		return 0;
+	}
 	s->record.sync_seq = ++s->record.seq;
 	s->record.sync_size = y->size;
 	r = scratch_record(p, s);
 	if (r < 0)
 		s->record = before;
+	else
+		s->record_unsynced = true;
 	*ret_wrote = r == 0;
 	return r;
 }
@@ -294,6 +299,12 @@ static errint_t sync_data(struct pool *p, struct node *n, struct sync_state *y)
 		step("fsync.recorded");
 		count_one(COUNTER_POOL_SYNCS);
 		r = sys_fsync(y->fd);
+		lock_take(&n->lock);
+		if (r < 0)
+			y->s->sync_error = r; /* (Y3) */
+		else
+			y->s->record_unsynced = false;
+		lock_drop(&n->lock);
 	}
 	return r < 0 ? r : again ? -EAGAIN : 0;
 }
@@ -414,12 +425,15 @@ static size_t collect(struct pool *p, struct node **nodes)
 	return count;
 }
 
-/* Many at once: the same order as sync_data(), with one syncfs for each of its waits. */
-static errint_t sync_many(struct pool *p, struct node **nodes, size_t count)
+/* Many at once: the same order as sync_data(), with one syncfs for each of its waits.
+ * *ret_ask_each: the pool's failed, which says nothing of which file (Y3). */
+static errint_t sync_many(struct pool *p, struct node **nodes, size_t count,
+                          bool *ret_ask_each)
 {
 	struct sync_state *y = xcalloc(count, sizeof(*y));
 	errint_t r;
 
+	*ret_ask_each = false;
 	for (size_t i = 0; i < count; i++) {
 		struct scratch *s;
 
@@ -438,8 +452,10 @@ static errint_t sync_many(struct pool *p, struct node **nodes, size_t count)
 		}
 	}
 	r = sys_syncfs(p->store->root_fd);
-	if (r == 0)
+	if (r == 0) {
 		r = sys_syncfs(p->scratch_fd);
+		*ret_ask_each = r < 0;
+	}
 	for (size_t i = 0; i < count && r == 0; i++) {
 		bool wrote, again;
 
@@ -449,12 +465,16 @@ static errint_t sync_many(struct pool *p, struct node **nodes, size_t count)
 		y[i].error = sync_advance(p, &y[i], &wrote, &again);
 		lock_drop(&nodes[i]->lock);
 	}
-	if (r == 0)
+	if (r == 0) {
 		r = sys_syncfs(p->scratch_fd);
+		*ret_ask_each = r < 0;
+	}
 	for (size_t i = 0; i < count; i++) {
 		if (!y[i].s)
 			continue;
 		lock_take(&nodes[i]->lock);
+		if (r == 0)
+			y[i].s->record_unsynced = false;
 		if (r < 0 || y[i].error < 0)
 			sync_failed(&y[i]);
 		else if (y[i].s->shrinks == y[i].shrinks)
@@ -472,12 +492,13 @@ void sync_house(struct pool *p)
 {
 	struct node *nodes[HOUSE_BATCH];
 	size_t count = collect(p, nodes);
+	bool each = count <= HOUSE_FEW;
 	errint_t r = 0;
 
-	if (count > HOUSE_FEW)
-		r = sync_many(p, nodes, count);
+	if (!each)
+		r = sync_many(p, nodes, count, &each);
 	for (size_t i = 0; i < count; i++) {
-		if (count <= HOUSE_FEW) {
+		if (each) {
 			errint_t one = sync_once(p, nodes[i]);
 
 			r = one < 0 && one != -EAGAIN ? one : r;
