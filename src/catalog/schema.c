@@ -26,6 +26,8 @@
  */
 #include "catalog/schema.h"
 
+#include "catalog/faultvfs.h"
+
 #include <endian.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -543,6 +545,7 @@ static errint_t connect_to(struct db *db, int dirfd)
 	cleanup_free char *path = xasprintf("%s/" DB_NAME, fd_path(dirfd).s);
 	int rc;
 
+	fault_vfs_register();
 	*db = (struct db){0};
 	(void)pthread_once(&once, register_vfs);
 	/* READWRITE for the reader too: it has to map the WAL's index. */

@@ -502,6 +502,24 @@ static void prepare_cut(struct world *w)
 	w->lost_allowed = 1000; /* what is not believed goes there */
 }
 
+/* ---- the catalog's own files: design, section 10: it degrades, and stops nothing ---- */
+
+static errint_t act_create_row(struct world *w)
+{
+	errint_t r = act_create(w);
+
+	catalog_commit(w->catalog);
+	return r;
+}
+
+static errint_t act_flush_rows(struct world *w)
+{
+	errint_t r = act_flush(w);
+
+	catalog_commit(w->catalog);
+	return r;
+}
+
 /* ---- the table ---- */
 
 struct operation {
@@ -534,8 +552,8 @@ static const struct operation operations[] = {
 	{.name = "start", .prepare = prepare_closed, .act = act_start},
 	{.name = "recover", .prepare = prepare_killed, .act = act_start},
 	{.name = "recover-cut", .prepare = prepare_cut, .act = act_start},
-	{.name = "db-create", .prepare = prepare_nothing, .act = act_create, .db = true},
-	{.name = "db-flush", .prepare = prepare_many, .act = act_flush, .db = true},
+	{.name = "db-create", .prepare = prepare_nothing, .act = act_create_row, .db = true},
+	{.name = "db-flush", .prepare = prepare_many, .act = act_flush_rows, .db = true},
 	{.name = "db-drain", .prepare = prepare_dirty, .act = act_drain, .db = true},
 	{.name = "db-start", .prepare = prepare_closed, .act = act_start, .db = true},
 	{.name = "db-recover", .prepare = prepare_killed, .act = act_start, .db = true},
@@ -639,6 +657,9 @@ static bool try_fault(struct loop *l, const char *spec, int number)
 		violation(w, "failed without a fault: %s", strerror(-r));
 	if (!is_expected(r, number))
 		violation(w, "answers %s", strerror(-r));
+	if (l->op->db && r < 0)
+		violation(w, "a failing catalog stops nothing, and it answers %s",
+		          strerror(-r));
 	if (number == 0 && r < 0)
 		violation(w, "a short transfer is no error, and it answers %s",
 		          strerror(-r));

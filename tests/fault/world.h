@@ -20,6 +20,7 @@
 #include "base/text.h"
 #include "pool/internal.h"
 #include "pool/pool.h"
+#include "store/attrs.h"
 #include "upkeep/verify.h"
 
 #define FILES_MAX    12
@@ -330,6 +331,7 @@ static inline errint_t world_create(struct world *w, const char *object, struct 
 		pool_abandon_new(w->pool, ns);
 		return fd;
 	}
+	attrs_mark_new(fd, &w->tree->pool);
 	r = sys_fstat(fd, &st);
 	if (r == 0)
 		r = ident_get(w->store->root_fd, object, &ident);
@@ -506,10 +508,11 @@ static inline void check_object(struct world *w, struct file *f)
 	free(data);
 }
 
-static inline void say_damaged(void *ctx, const char *path, const char *error)
+static inline void say_damaged(void *ctx, const char *path,
+                               const struct verify_result *result)
 {
-	if (error)
-		violation(ctx, "verify: %s: %s", path, error);
+	if (result->error)
+		violation(ctx, "verify: %s: %s", path, result->error);
 }
 
 struct stray_walk {
