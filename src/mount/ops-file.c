@@ -167,7 +167,8 @@ static errint_t take_back(struct creation *c, int dirfd, const char *store_name,
 		cleanup_free char *name = text_escape(store_name);
 
 		log_err("\"%s\" could not be created (%s), and its empty object not be "
-		        "removed (%s): reading it answers an error until the next start",
+		        "removed (%s): it stays as an empty file, perhaps only after the "
+		        "next start",
 		        name, strerror(-err), strerror(-r));
 		pool_keep_new(c->r->m->pool, c->scratch);
 		c->scratch = NULL;
@@ -487,11 +488,15 @@ static ssize_t write_memory(int fd, const char *data, size_t len, off_t off)
 static ssize_t write_data(const struct request *r, int fd)
 {
 	struct fuse_bufvec to = FUSE_BUFVEC_INIT(r->size);
+	int err;
 
 	if (r->data)
 		return write_memory(fd, r->data, r->size, (off_t)r->off);
 	if (!(r->buf->buf[0].flags & FUSE_BUF_IS_FD))
 		return write_memory(fd, r->buf->buf[0].mem, r->size, (off_t)r->off);
+	err = fault(CALL_fuse_write);
+	if (err)
+		return err;
 	to.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK | FUSE_BUF_FD_RETRY;
 	to.buf[0].fd = fd;
 	to.buf[0].pos = (off_t)r->off;

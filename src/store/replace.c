@@ -154,8 +154,10 @@ static bool is_needed(struct store *s, const char *name)
 
 void store_tmp_unlink(struct store *s, const char *tmp_name)
 {
-	if (!is_needed(s, tmp_name))
-		(void)sys_unlinkat(s->tmp_fd, tmp_name, 0);
+	errint_t err = is_needed(s, tmp_name) ? 0 : sys_unlinkat(s->tmp_fd, tmp_name, 0);
+
+	if (err && err != -ENOENT)
+		atomic_store(&s->tmp_littered, true);
 }
 
 /* ---- copies that stopped halfway ---- */
@@ -687,6 +689,12 @@ static void sweep(struct store *s)
 	tmp_listing_clear(&l);
 }
 
+void store_sweep(struct store *s)
+{
+	if (s->lock_fd >= 0 && s->tmp_known && atomic_load(&s->tmp_littered))
+		sweep(s);
+}
+
 /* Of several intents for one target only the youngest says what the object is to be. An error:
  * an older one is still there, and none may be finished before it is gone. */
 static errint_t drop_superseded(struct recovery *r)
@@ -745,6 +753,7 @@ errint_t store_finish_intents(struct store *s, char **cause)
 		err = finish_all(&r);
 	if (!err) {
 		keep_missing(&r);
+		s->tmp_known = true;
 		sweep(s);
 		err = r.err;
 	}

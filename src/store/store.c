@@ -466,6 +466,7 @@ void store_close(struct store *s)
 {
 	if (!s)
 		return;
+	store_sweep(s);
 	store_forget_unfinished(s);
 	close_if_open(s->tmp_fd);
 	close_if_open(s->private_fd);

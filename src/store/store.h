@@ -20,6 +20,8 @@
 #ifndef CELLAR_STORE_STORE_H
 #define CELLAR_STORE_STORE_H
 
+#include <stdatomic.h>
+
 #include "base/lock.h"
 #include "base/uuid.h"
 #include "store/ident.h"
@@ -41,6 +43,8 @@ struct store {
 	uint64_t reserved_ino;               /* durable in store.id */
 	uint64_t tmp_counter;                /* last one used in a name in tmp/ */
 	struct store_unfinished *unfinished; /* copies over that stopped halfway */
+	_Atomic bool tmp_littered; /* a file in tmp/ could not be removed */
+	bool tmp_known; /* store_finish_intents() came to its end: all that is needed is known */
 };
 
 enum store_open_flags {
@@ -122,6 +126,9 @@ errint_t store_copy_over(struct store *s, const char *tmp_name, int target_fd,
                          const struct ident *target, const char *path_hint,
                          const struct timespec ts[2], char **cause);
 bool store_is_unfinished(struct store *s, const struct ident *target);
+/* Removes what store_tmp_unlink() could not. Nobody else is at work in tmp/; store_close() calls
+ * it. */
+void store_sweep(struct store *s);
 void store_forget_unfinished(struct store *s); /* memory only; store_close() calls it */
 
 /* Recovery: finishes every intent found in tmp/ (copies again where the target is found by
