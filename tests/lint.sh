@@ -120,6 +120,24 @@ check_documents() {
 
 # ---- tools, where they are installed ----
 
+# Every promise to users names the tests that hold it; and the page is well-formed.
+check_pages() {
+	local page
+	if [ -x /usr/bin/python3 ]; then
+		/usr/bin/python3 tests/semantics.py | bad_lines "promise"
+	else
+		echo "python3 is not here: promises not checked"
+	fi
+	command -v mandoc >/dev/null || {
+		echo "mandoc is not here: manual pages not checked"
+		return
+	}
+	for page in data/man/*.[1-9]; do
+		mandoc -T lint -W warning "$page" 2>&1 | grep -v 'outdated mandoc.db' |
+			bad_lines "page"
+	done
+}
+
 c_files() { find src tests/unit tests/fuzz tests/mount -name '*.[ch]' -type f; }
 
 check_format() {
@@ -175,6 +193,7 @@ check_magics
 check_sizes
 check_makefile
 check_documents
+check_pages
 check_format
 check_scripts
 check_cppcheck

@@ -345,6 +345,21 @@ def test_fsync_and_friends(lively):
     os.sync()
 
 
+def test_an_error_of_fsync_is_not_forgotten(box):
+    """(Y3) the kernel reports a lost page once; the file is not called synced until it was written
+    back whole."""
+    c = box.cellar(writeback_delay="1h", sync_interval="1h")
+    c.start(env={"CELLAR_TEST_FAULT": "fdatasync:1:EIO"})
+    fd = os.open(c.path("f"), os.O_RDWR | os.O_CREAT, 0o644)
+    os.pwrite(fd, text(50 * KIB, 1), 0)
+    assert [errno_of(os.fsync, fd) for _ in range(3)] == [errno.EIO] * 3
+    c.expect("fsync|sync")
+    c.flush()
+    assert c.stored("f") == text(50 * KIB, 1)
+    assert errno_of(os.fsync, fd) == 0, "it was written back from memory"
+    os.close(fd)
+
+
 def test_fallocate_and_holes(cellar):
     path = cellar.path("f")
     data = bytearray(text(300 * KIB, 1))

@@ -64,12 +64,12 @@ def test_list_restore_and_move(box):
     a = found["d/a.log"]
     assert a["name"] == "%016x" % a["number"]
     assert (a["state"], a["kind"], a["size_bytes"]) == ("dirty", "whole", 20 * KIB)
-    assert "never synced" in a["why"] and a["tail_from_bytes"] is None
+    assert "synced before the reboot" in a["why"] and a["tail_from_bytes"] is None
     assert a["set_aside"] >= a["modified"]
     out = c.ctl("recover").out
-    assert a["name"] in out and "d/a.log" in out and "never synced" in out
+    assert a["name"] in out and "d/a.log" in out and "synced before the reboot" in out
     status = {e["path"]: e for e in c.status()["lost_and_found"]}
-    assert "never synced" in status["d/a.log.zst"]["why"]
+    assert "synced before the reboot" in status["d/a.log.zst"]["why"]
 
     # (V2) the name is taken: beside it; the entry stays (V1)
     out = c.ctl("recover", a["name"]).out
