@@ -89,6 +89,22 @@ void evict_wake(struct pool *p)
 	lock_drop(&p->lock);
 }
 
+bool evict_no_space(struct pool *p)
+{
+	struct space space;
+
+	if (!atomic_load(&p->no_space))
+		return false;
+	/* Housekeeping said so; meanwhile there may be room: nobody is refused for old news. */
+	if (!measure_disk(p, &space) || below_mark(&space, 1))
+		return true;
+	lock_take(&p->lock);
+	atomic_store(&p->no_space, false);
+	evict_measure(p);
+	lock_drop(&p->lock);
+	return false;
+}
+
 errint_t evict_throttle(struct pool *p, bool wait)
 {
 	uint64_t until;
@@ -109,7 +125,7 @@ errint_t evict_throttle(struct pool *p, bool wait)
 	}
 	lock_drop(&p->lock);
 	/* Above pool_size only: goes on, and status says by how much. */
-	return atomic_load(&p->no_space) ? -ENOSPC : 0;
+	return evict_no_space(p) ? -ENOSPC : 0;
 }
 
 uint64_t evict_room(struct pool *p)

@@ -689,7 +689,7 @@ errint_t pool_prepare_new(struct pool *p, uint64_t ino, const char *store_path,
 
 	/* May run on a loop thread: no waiting. An empty file takes no room; its writer waits where
 	 * it writes. */
-	if (atomic_load(&p->no_space))
+	if (evict_no_space(p))
 		return -ENOSPC;
 	s = scratch_alloc(p, ino);
 	r = s->fd = scratch_create_file(p, ino);

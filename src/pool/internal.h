@@ -216,6 +216,8 @@ void flush_house(struct pool *p); /* queues what was open too long */
 void evict_house(struct pool *p);
 void evict_wake(struct pool *p); /* housekeeping soon, e.g. above the limit */
 errint_t evict_throttle(struct pool *p, bool wait); /* before taking more space */
+/* Whether the pool's disk is past its stop mark now. */
+bool evict_no_space(struct pool *p);
 /* Before a hydration writes so many bytes: -ENOSPC where that would take the pool's disk below its
  * stop mark, and nothing is left to evict. [waits] */
 errint_t evict_make_room(struct pool *p, uint64_t bytes);
