@@ -29,6 +29,7 @@
 
 #include <string.h>
 
+#include "base/cancel.h"
 #include "base/clock.h"
 #include "base/sysio.h"
 
@@ -723,7 +724,7 @@ static errint_t count_piece(void *ctx, uint64_t off, const void *data, size_t le
 
 	(void)data;
 	c->bytes = off + len;
-	return 0;
+	return cancel_wanted() ? -EINTR : 0;
 }
 
 /* Opens n's object and says whether its size is still to be learnt. */

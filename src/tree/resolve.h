@@ -39,7 +39,8 @@ errint_t resolve_info(struct tree *t, struct node *n, int dirfd, const char *sto
                       const struct stat *st, char **cause);
 
 /* Decodes a foreign object once to learn its size (may take long: workers only). Under no
- * lock. -ESTALE: it was changed meanwhile, ask again. Errors of decoding: it has no size. */
+ * lock. -ESTALE: it was changed meanwhile, ask again. -EINTR: cancelled (base/cancel.h).
+ * Errors of decoding: it has no size. */
 errint_t resolve_size(struct tree *t, struct node *n, char **cause);
 
 /* Logical attributes of a node as far as the store tells (no scratch): st_ino, logical
