@@ -349,15 +349,12 @@ static errint_t classify_rest(struct object *o, bool has_trailer)
 	return err;
 }
 
-static errint_t classify(struct object *o)
+static errint_t classify(struct object *o, uint64_t size)
 {
-	struct stat st;
 	bool has_trailer = false;
-	errint_t err = sys_fstat(o->fd, &st);
+	errint_t err;
 
-	if (err)
-		return err;
-	o->stored_size = (uint64_t)st.st_size;
+	o->stored_size = size;
 	if (!o->stored_size) {
 		set_hash(o, XXH3_128bits(NULL, 0));
 		return 0;
@@ -371,13 +368,13 @@ static errint_t classify(struct object *o)
 	return err;
 }
 
-errint_t object_open(int fd, struct object *ret, char **cause)
+errint_t object_open_part(int fd, uint64_t size, struct object *ret, char **cause)
 {
 	struct object o = {.fd = fd, .kind = OBJECT_EMPTY};
 	errint_t err;
 
 	seektable_init(&o.table);
-	err = classify(&o);
+	err = classify(&o, size);
 	if (err) {
 		object_close(&o);
 		o = (struct object){.fd = fd, .kind = OBJECT_EMPTY};
@@ -385,6 +382,19 @@ errint_t object_open(int fd, struct object *ret, char **cause)
 	}
 	*ret = o;
 	return err;
+}
+
+errint_t object_open(int fd, struct object *ret, char **cause)
+{
+	struct stat st;
+	errint_t err = sys_fstat(fd, &st);
+
+	if (err) {
+		*ret = (struct object){.fd = fd, .kind = OBJECT_EMPTY};
+		seektable_init(&ret->table);
+		return set_cause_errno(cause, err, "cannot read the object");
+	}
+	return object_open_part(fd, (uint64_t)st.st_size, ret, cause);
 }
 
 void object_close(struct object *o)

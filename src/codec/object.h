@@ -77,6 +77,8 @@ struct object {
  * size is unknown). Errors: those of reading, -ENOMEM; a damaged object is not an error
  * here, it fails when decoded. On an error *ret is empty and need not be closed. */
 errint_t object_open(int fd, struct object *ret, char **cause);
+/* As if the object ended after `size` bytes. */
+errint_t object_open_part(int fd, uint64_t size, struct object *ret, char **cause);
 void object_close(struct object *o); /* frees the table; not the descriptor */
 
 /* Whether what stands at entries that decode to nothing (old tables, the cellar frame) are

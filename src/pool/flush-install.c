@@ -5,6 +5,7 @@
  *
  * Ways in:
  *   replace    one link: rename over it
+ *   append     see flush-append.c
  *   copy over  several links, or a rename would change the owner: into the same inode, by
  *              a durable intent
  *   plain      a file without .zst becomes N.zst and N goes; where it may not (several links, name too
@@ -43,7 +44,7 @@ static int open_target(int dirfd, const char *name, const struct stat *st)
 }
 
 /* The same inode for writing; the owner of a file may have taken that right from himself. */
-static int open_writable(const char *path, const struct stat *st)
+int job_open_writable(const char *path, const struct stat *st)
 {
 	int fd = sys_openat(AT_FDCWD, path, O_RDWR, 0);
 
@@ -101,6 +102,11 @@ static errint_t target_at_place(struct pool *p, struct job *j)
 	errint_t r;
 
 	j->install_name = j->at.store_name;
+	if (j->n->in_place) {
+		r = job_undo_append(p, j);
+		if (r < 0)
+			return r;
+	}
 	r = sys_fstatat(j->at.dirfd, j->at.store_name.s, &j->target_st,
 	                AT_SYMLINK_NOFOLLOW);
 	if (r == 0)
@@ -120,6 +126,8 @@ static errint_t target_at_place(struct pool *p, struct job *j)
 	if (!ident_equal(&found, &j->n->ident))
 		return set_cause(&j->cause, -ESTALE, "its object was replaced just now");
 	j->conflict = !base_is_current(p, j);
+	j->base_current = !j->conflict && !(j->s->record.flags & RECORD_NEW) &&
+	                  !store_is_unfinished(p->store, &j->n->ident);
 	if (store_is_unfinished(p->store, &j->n->ident))
 		j->unchanged = false;
 	if (j->conflict)
@@ -311,24 +319,28 @@ static errint_t keep_foreign(struct pool *p, struct job *j)
 }
 
 /* (F8): everything there is to know of the new object, before it takes its place. */
-static errint_t look_at_new(struct job *j)
+errint_t job_look_at_new(struct job *j, int fd)
 {
 	struct object object;
-	errint_t r = object_open(j->out_fd, &object, &j->cause);
+	errint_t r = object_open(fd, &object, &j->cause);
 
 	if (r < 0)
 		return r;
-	r = stamp_of(j->out_fd, &object, &j->stamp);
+	r = stamp_of(fd, &object, &j->stamp);
 	j->kind = j->plain ? (uint32_t)OBJECT_PLAIN : object.kind;
 	j->logical_size = j->plain ? object.stored_size : object.logical_size;
 	j->level = object.has_cellar_frame ? object.cellar.level : 0;
+	j->frames = (uint32_t)plan_data_frames(&object);
+	j->dead_bytes = plan_dead_bytes(&object);
+	if (j->hashes)
+		j->new_frames = framehash_from(&object.table, j->hashes);
 	object_close(&object);
 	return r;
 }
 
 /* It is in its place: node, record (in memory) and info learn what the object is now. fd: the
  * new object. Cannot fail (F8). */
-static void adopt_object(struct pool *p, struct job *j, int fd)
+void job_adopt_object(struct pool *p, struct job *j, int fd)
 {
 	struct catalog_file *info = &j->n->info;
 	struct stat st;
@@ -338,7 +350,8 @@ static void adopt_object(struct pool *p, struct job *j, int fd)
 	damage_forget(p, j->n);
 	if (j->s) {
 		j->s->record.base = j->stamp;
-		framehash_free(steal_pointer(&j->s->frames)); /* were the old base's */
+		framehash_free(j->s->frames); /* were the old base's */
+		j->s->frames = steal_pointer(&j->new_frames);
 		j->s->record.flags &= ~RECORD_NEW;
 	}
 	memset(info, 0, sizeof(*info));
@@ -355,7 +368,8 @@ static void adopt_object(struct pool *p, struct job *j, int fd)
 	memcpy(info->trailer_hash, j->stamp.trailer_hash, sizeof(info->trailer_hash));
 	info->seq = j->seq;
 	info->level = j->level;
-	info->frames = (uint32_t)j->result.frames;
+	info->frames = j->frames;
+	info->dead_bytes = j->dead_bytes;
 	resolve_keep_ctime(p->tree, j->n, &st, &j->ctime);
 }
 
@@ -377,7 +391,7 @@ static errint_t install_copy_over(struct pool *p, struct job *j)
 	} else {
 		hint = path = node_store_path(p->tree, j->n);
 	}
-	fd = open_writable(fd_path(j->target_fd).s, &j->target_st);
+	fd = job_open_writable(fd_path(j->target_fd).s, &j->target_st);
 	if (fd < 0)
 		return set_cause_errno(&j->cause, fd, "cannot write its object");
 	r = store_copy_over(p->store, j->tmp.s, fd, &j->n->ident, hint, ts, &j->cause);
@@ -385,7 +399,7 @@ static errint_t install_copy_over(struct pool *p, struct job *j)
 		j->tmp.s[0] = '\0';
 		attrs_unmark_new(fd);
 		j->stamp.ident = j->n->ident; /* the inode stays */
-		adopt_object(p, j, fd);
+		job_adopt_object(p, j, fd);
 	}
 	(void)sys_close(fd);
 	return r;
@@ -432,7 +446,7 @@ static errint_t install_replace(struct pool *p, struct job *j)
 		                       "cannot put the new object in its place");
 	j->tmp.s[0] = '\0';
 	j->installed = true;
-	adopt_object(p, j, j->out_fd);
+	job_adopt_object(p, j, j->out_fd);
 	if (renamed_plain)
 		drop_plain_name(p, j);
 	if (j->target_fd <= 0)
@@ -449,7 +463,7 @@ static errint_t install_replace(struct pool *p, struct job *j)
 
 errint_t job_install(struct pool *p, struct job *j)
 {
-	errint_t r = look_at_new(j);
+	errint_t r = job_look_at_new(j, j->out_fd);
 
 	if (r < 0)
 		return set_cause_errno(&j->cause, r, "cannot look at the new object");

@@ -8,6 +8,8 @@
  *
  *   job_prepare   number of the flush; gen and size of what will be encoded     [lock]
  *   job_encode    scratch -> tmp/, verified by decoding, attributes copied      [no lock]
+ *                 or all of an append to the object (flush-append.c): then the next three have
+ *                 nothing to do
  *   job_sync      fsync of the tmp file                                         [no lock]
  *   job_commit    still the same? rename over (or copy over); new identity      [ns, dir, file]
  *   (batch)       fsync of each directory, once                                 [no lock]
@@ -36,6 +38,7 @@
  */
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -51,7 +54,6 @@
 #define SMALL_BYTES    (1U << 20) /* up to here a file counts as small */
 #define OPTIMISTIC     3          /* tries before writers are held up */
 #define BACKOFF_MAX_MS 60000
-#define NICE           5
 
 /* ---- the queue ---- */
 
@@ -163,6 +165,7 @@ static size_t queue_take(struct pool *p, struct job *jobs)
 		next = s->queue_next;
 		queue_remove(p, s);
 		memset(&jobs[n], 0, sizeof(jobs[n]));
+		changes_init(&jobs[n].changes);
 		jobs[n].s = s;
 		jobs[n].urgent = s->urgent;
 		s->urgent = false;
@@ -178,6 +181,14 @@ static size_t queue_take(struct pool *p, struct job *jobs)
 }
 
 /* ---- one job ---- */
+
+/* The version that this flush brings to the store. Gate held for writing. */
+static void take_version(struct job *j, const struct stat *st)
+{
+	j->gen = atomic_load(&j->s->gen);
+	j->size = (uint64_t)st->st_size;
+	changes_move(&j->changes, &j->s->changes);
+}
 
 /* dirty -> flushing. False: nothing to do (any more). */
 static bool job_prepare(struct pool *p, struct job *j)
@@ -198,12 +209,12 @@ static bool job_prepare(struct pool *p, struct job *j)
 		goto out;
 	}
 	rwlock_wr(&s->gate);
-	j->gen = atomic_load(&s->gen);
 	j->error = sys_fstat(j->in_fd, &st);
+	if (j->error == 0)
+		take_version(j, &st);
 	rwlock_drop(&s->gate);
 	if (j->error < 0)
 		goto out;
-	j->size = (uint64_t)st.st_size;
 	j->seq = ++s->record.seq; /* (F5) */
 	j->hold_writers = s->flush_tries >= OPTIMISTIC;
 	j->unchanged = j->gen == atomic_load(&s->flushed_gen) &&
@@ -219,11 +230,6 @@ out:
 
 static errint_t job_encode(struct pool *p, struct job *j)
 {
-	struct encode_params params = {
-	    .level = p->level,
-	    .frame_size = p->frame_size,
-	    .threads = j->size > 8 * SMALL_BYTES ? p->flusher_count : 1,
-	};
 	errint_t r;
 
 	j->out_fd = store_tmp_create(p->store, &j->tmp);
@@ -235,14 +241,10 @@ static errint_t job_encode(struct pool *p, struct job *j)
 		return r < 0 ? set_cause_errno(&j->cause, r, "cannot write to the store")
 		             : 0;
 	}
-	params.cellar.pool = p->place.uuid;
-	params.cellar.ino = j->n->ino;
-	params.cellar.seq = j->seq;
-	params.cellar.ctime = j->ctime;
-	r = encode_object(j->in_fd, j->size, j->out_fd, &params, &j->result, &j->cause);
+	r = job_run_plan(p, j); /* each frame is proved as it is written */
 	step("flush.encoded");
 	if (r == 0)
-		r = encode_verify(j->out_fd, &j->result, params.threads, &j->cause);
+		r = encode_check(j->out_fd, &j->result, &j->cause);
 	if (r == 0 && !is_broken(BREAK_FLUSH_FSYNC))
 		sys_start_writeout(j->out_fd, 0, 0);
 	step("flush.verified");
@@ -300,17 +302,6 @@ static errint_t copy_attributes(struct job *j, bool *ret_refused)
 	return r;
 }
 
-/* -EAGAIN: changed since job_prepare (F2). */
-static errint_t check_unchanged(struct job *j)
-{
-	uint64_t gen;
-
-	rwlock_wr(&j->s->gate);
-	gen = atomic_load(&j->s->gen);
-	rwlock_drop(&j->s->gate);
-	return gen == j->gen ? 0 : -EAGAIN;
-}
-
 static errint_t job_encode_all(struct pool *p, struct job *j)
 {
 	bool refused = false;
@@ -322,17 +313,29 @@ static errint_t job_encode_all(struct pool *p, struct job *j)
 		struct stat st;
 
 		rwlock_wr(&j->s->gate);
-		j->gen = atomic_load(&j->s->gen);
 		r = sys_fstat(j->in_fd, &st);
-		j->size = r == 0 ? (uint64_t)st.st_size : 0;
+		if (r == 0)
+			take_version(j, &st);
 	}
 	if (r == 0)
+		r = job_plan(p, j);
+	if (r == 0 && j->plan.append) {
+		r = job_append(p, j);
+		if (r < 0 && j->no_append) {
+			cleanup_free char *ignored = steal_pointer(&j->cause);
+
+			r = job_plan(p, j);
+		}
+	}
+	if (r == 0 && !j->same && !j->appended)
 		r = job_encode(p, j);
+	if (j->appended)
+		return 0;
 	if (j->hold_writers)
 		rwlock_drop(&j->s->gate);
 	else if (r == 0 || r == -ENODATA) /* -ENODATA: it became shorter */
-		r = check_unchanged(j) < 0 ? -EAGAIN : r;
-	if (r == 0)
+		r = job_still_true(j) < 0 ? -EAGAIN : r;
+	if (r == 0 && !j->same)
 		r = copy_attributes(j, &refused);
 	if (r == 0 && refused)
 		j->copy_over = true; /* an ordinary user's daemon and another's file */
@@ -343,7 +346,7 @@ static errint_t job_sync(struct job *j)
 {
 	errint_t r;
 
-	if (j->unchanged || is_broken(BREAK_FLUSH_FSYNC))
+	if (j->unchanged || j->same || j->appended || is_broken(BREAK_FLUSH_FSYNC))
 		return 0;
 	count_one(COUNTER_STORE_SYNCS);
 	r = sys_fsync(j->out_fd);
@@ -373,17 +376,44 @@ static errint_t refresh_attributes(struct job *j)
 	return r;
 }
 
+/* The content is what the object says already; its mtime may not be. */
+static errint_t set_times(struct pool *p, struct job *j)
+{
+	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, {0}};
+	struct stat st, now;
+	errint_t r = sys_fstat(j->in_fd, &st);
+
+	if (r < 0 || timespec_cmp(&st.st_mtim, &j->target_st.st_mtim) == 0)
+		return r;
+	ts[1] = st.st_mtim;
+	r = sys_futimens(j->target_fd, ts);
+	if (r == 0)
+		r = sys_fstat(j->target_fd, &now);
+	if (r == 0) {
+		j->n->info.stored_mtime = now.st_mtim;
+		resolve_keep_ctime(p->tree, j->n, &now, &j->ctime);
+		count_one(COUNTER_STORE_SYNCS);
+		r = sys_fsync(j->target_fd);
+	}
+	return r == -EPERM ? 0 : r; /* another's file: its content is right */
+}
+
 /* Under ns; takes the locks of directory and file. */
 static errint_t job_commit(struct pool *p, struct job *j)
 {
 	errint_t r;
 
-	if (j->unchanged)
+	if (j->unchanged || j->appended)
 		return 0;
 	rwlock_rd(&p->tree->ns);
 	r = job_lock_target(p, j);
 	if (r < 0)
 		goto out;
+	if (j->same) {
+		r = set_times(p, j);
+		job_unlock_target(p, j);
+		goto out;
+	}
 	r = refresh_attributes(j);
 	if (r == 0) {
 		/* (F5), on disk: recovery compares this number with the object's. */
@@ -426,6 +456,8 @@ static void job_finish(struct pool *p, struct job *j)
 	lock_take(&j->n->lock);
 	s->flushing = false;
 	still = atomic_load(&s->gen) != j->gen;
+	if (j->error < 0)
+		changes_move(&s->changes, &j->changes); /* they are still to be flushed */
 	if (j->error == -EAGAIN) {
 		count_one(COUNTER_FLUSH_RETRIES);
 		s->flush_tries++;
@@ -456,7 +488,8 @@ static void job_finish(struct pool *p, struct job *j)
 				            s->opens ? p->dirty_age_ms : p->writeback_ms,
 				            s->opens > 0);
 		}
-		count_one(j->unchanged ? COUNTER_FLUSHES_UNCHANGED : COUNTER_FLUSHES);
+		count_one(j->unchanged || j->same ? COUNTER_FLUSHES_UNCHANGED
+		                                  : COUNTER_FLUSHES);
 		lock_take(&p->lock);
 		s->fail_count = 0;
 		free(s->fail_text);
@@ -483,6 +516,9 @@ void job_clear(struct pool *p, struct job *j)
 		store_tmp_unlink(p->store, j->tmp.s);
 	if (j->have_place)
 		place_release(p->tree, &j->at);
+	job_plan_clear(j);
+	if (j->s)
+		changes_release(&j->changes);
 	free(j->cause);
 	node_unref(p->tree, j->n);
 }
@@ -549,13 +585,24 @@ static void run_batch(struct pool *p, struct job *jobs, size_t n)
 	lock_drop(&p->lock);
 }
 
+/* The daemon's foreground goes first; helper threads inherit both. Failures do not matter. */
+static void step_back(struct pool *p)
+{
+	enum { WHO_PROCESS = 1, CLASS_SHIFT = 13, CLASS_BEST_EFFORT = 2, CLASS_IDLE = 3 };
+	int class = p->flush_ioprio > 7 ? CLASS_IDLE : CLASS_BEST_EFFORT;
+	int level = p->flush_ioprio > 7 ? 0 : p->flush_ioprio;
+
+	(void)setpriority(PRIO_PROCESS, (id_t)gettid(), p->flush_nice);
+	(void)syscall(SYS_ioprio_set, WHO_PROCESS, 0, class << CLASS_SHIFT | level);
+}
+
 static void *flusher_main(void *arg)
 {
 	struct pool *p = arg;
 	struct job *jobs = xcalloc(BATCH_MAX, sizeof(*jobs));
 	size_t n;
 
-	(void)setpriority(PRIO_PROCESS, (id_t)gettid(), NICE);
+	step_back(p);
 	while ((n = queue_take(p, jobs)) > 0)
 		run_batch(p, jobs, n);
 	free(jobs);

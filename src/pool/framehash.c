@@ -25,6 +25,18 @@ struct frame_hashes *framehash_new(const struct seek_table *table)
 	return f;
 }
 
+struct frame_hashes *framehash_from(const struct seek_table *table,
+                                    const struct frame_hash *data_frames)
+{
+	struct frame_hashes *f = framehash_new(table);
+
+	for (size_t i = 0; f && i < table->count; i++) {
+		if (table->entries[i].logical_len > 0)
+			f->hash[i] = *data_frames++;
+	}
+	return f;
+}
+
 void framehash_free(struct frame_hashes *f)
 {
 	if (!f)

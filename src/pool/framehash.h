@@ -13,20 +13,21 @@
 #ifndef CELLAR_POOL_FRAMEHASH_H
 #define CELLAR_POOL_FRAMEHASH_H
 
+#include "codec/hash.h"
 #include "codec/seektable.h"
-
-struct frame_hash {
-	uint64_t low, high; /* XXH3_128; 0, 0 for entries without logical bytes */
-};
 
 struct frame_hashes {
 	struct seek_table table; /* of the base; a copy, owned */
-	struct frame_hash *hash; /* table.count */
+	struct frame_hash
+	    *hash; /* table.count; 0, 0 also for entries without logical bytes */
 };
 
 /* Room for the frames of table, which is copied; NULL where there is no memory for it (then the
  * flush does without). */
 struct frame_hashes *framehash_new(const struct seek_table *table);
+/* The same, with what an encoder has hashed: one a data frame of table. */
+struct frame_hashes *framehash_from(const struct seek_table *table,
+                                    const struct frame_hash *data_frames);
 void framehash_free(struct frame_hashes *f); /* NULL is fine */
 
 /* data: the table.entries[i].logical_len bytes that frame i decodes to. */

@@ -206,6 +206,7 @@ static errint_t start_cold(struct pool *p, struct node *n, unsigned flags,
 	}
 	remember_owner(s, &st);
 	if (is_new || (flags & POOL_TRUNC)) {
+		changes_note_from(&s->changes, 0);
 		atomic_store(&s->gen, 1);
 		if (flags & POOL_TRUNC)
 			note_change(s);
@@ -259,6 +260,8 @@ void scratch_adopt_earlier(struct pool *p, struct node *n)
 	}
 	scratch_attach(p, s, n);
 	if (waited) {
+		if (s->record.flags & RECORD_APPEND)
+			n->in_place = true; /* its flush undoes that first */
 		scratch_write_hint(p, s);
 		(void)scratch_record(p, s);
 		scratch_mirror(p, s);
@@ -394,6 +397,7 @@ static errint_t truncate_locked(struct pool *p, struct scratch *s, uint64_t size
 
 	rwlock_wr(&s->gate);
 	r = sys_fstat(s->fd, &st);
+	changes_note_from(&s->changes, r == 0 ? MIN_OF(size, (uint64_t)st.st_size) : 0);
 	atomic_fetch_add(&s->gen, 1);
 	if (r == 0)
 		r = (uint64_t)st.st_size > size ? shrink(p, s, size)
@@ -789,6 +793,7 @@ errint_t scratch_write_begin(struct pool *p, struct node *n, uint64_t off, size_
 		rwlock_rd(&s->gate);
 	else if (!rwlock_try_rd(&s->gate))
 		return -EAGAIN;
+	changes_note(&s->changes, off, len);
 	atomic_fetch_add(&s->gen, 1); /* (G1): before the bytes change */
 	return 0;
 }
@@ -845,6 +850,7 @@ errint_t pool_fallocate(struct pool *p, struct node *n, int mode, uint64_t off,
 	lock_take(&n->lock);
 	s = n->scratch;
 	rwlock_wr(&s->gate);
+	changes_note(&s->changes, off, len);
 	atomic_fetch_add(&s->gen, 1);
 	r = sys_fallocate(s->fd, mode, (off_t)off, (off_t)len);
 	if (r == 0)

@@ -23,7 +23,9 @@
 #include "base/log.h"
 #include "base/steps.h"
 #include "base/sysio.h"
+#include "codec/encode.h"
 #include "codec/object.h"
+#include "pool/changes.h"
 #include "pool/damage.h"
 #include "pool/hydrate.h"
 #include "pool/pool.h"
@@ -69,10 +71,11 @@ struct scratch {
 	uint32_t shrinks;     /* truncations that made it shorter: a sync under way looks */
 	uint32_t flush_tries; /* in a row that found the file changed meanwhile */
 
-	_Atomic bool whole;           /* hydration == NULL, readable without the lock */
-	_Atomic uint64_t gen;         /* see (G1) */
-	_Atomic uint64_t flushed_gen; /* what the object says */
-	_Atomic uint64_t synced_gen;  /* what fdatasync has covered */
+	_Atomic bool whole;     /* hydration == NULL, readable without the lock */
+	_Atomic uint64_t gen;   /* see (G1) */
+	struct changes changes; /* since the object was equal; noted inside the gate */
+	_Atomic uint64_t flushed_gen;                  /* what the object says */
+	_Atomic uint64_t synced_gen;                   /* what fdatasync has covered */
 	_Atomic uint64_t dirty_since_ms, last_sync_ms; /* monotonic */
 	_Atomic uint64_t unsampled; /* bytes written since st_blocks was looked at */
 	_Atomic int64_t
@@ -112,7 +115,8 @@ struct pool {
 	uint64_t max_open;
 	unsigned flusher_count, decode_threads;
 	uint32_t frame_size;
-	int level;
+	uint64_t append_min;
+	int level, flush_nice, flush_ioprio;
 	pool_notify_fn notify;
 	void *notify_ctx;
 
@@ -201,6 +205,8 @@ errint_t sync_directories(struct pool *p, struct node *dir, int dirfd);
 /* The name of a directory changed: it is not known to be durable any more. */
 void sync_forget_dir(struct pool *p, uint64_t ino);
 void sync_house(struct pool *p);
+/* The scratch file's own name is durable on return. */
+errint_t sync_scratch_name(struct pool *p, struct scratch *s);
 void sync_clear(struct pool *p);
 
 /* flush.c */

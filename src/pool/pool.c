@@ -103,6 +103,9 @@ errint_t pool_new(struct pool_place *place, struct tree *tree, const struct opti
 	p->decode_threads = cpus > 0 ? (unsigned)MIN_OF(cpus, 16) : 1;
 	p->frame_size = (uint32_t)o->frame_size;
 	p->level = (int)o->level;
+	p->append_min = o->append_min;
+	p->flush_nice = (int)o->flush_nice;
+	p->flush_ioprio = (int)o->flush_ioprio;
 	lock_init(&p->lock, LOCK_POOL);
 	lock_init(&p->seen_lock, LOCK_LEAF);
 	lock_init(&p->damage_lock, LOCK_LEAF);

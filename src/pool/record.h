@@ -22,6 +22,7 @@
  *                       RECORD_MTIME_SET: mtime was set explicitly
  *                       RECORD_PARTIAL: clean and not wholly hydrated; worthless later
  *                       RECORD_DOOMED: the last link is gone; deleted when that is durable
+ *                       RECORD_APPEND: the object may be longer than base, by an append
  *     checksum      8   XXH64 (seed 0) of the 120 bytes before
  *
  * The fixed length lets ext4 keep it in the inode and makes every update one small
@@ -45,6 +46,7 @@ enum record_kind { RECORD_WHOLE = 0, RECORD_TAIL = 1 };
 #define RECORD_MTIME_SET 0x2U
 #define RECORD_PARTIAL   0x4U
 #define RECORD_DOOMED    0x8U
+#define RECORD_APPEND    0x10U
 
 struct record {
 	enum record_state state;

@@ -7,6 +7,8 @@
  *   the object                              after a reboot              same boot
  *   ------------------------------------------------------------------------------------
  *   AT_BASE   has the base's stamp          trust rule                  take
+ *   torn      base's, and then what an       cut back: AT_BASE           same
+ *             append wrote (RECORD_APPEND)
  *   NEWER     names this pool, this file,   n >= sync_seq: the object   take, with the new
  *             flush number n                is the truth; else new      base
  *                                           base and trust rule
@@ -50,8 +52,9 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "base/workers.h"
-#include "pool/internal.h"
+#include "pool/flush-job.h"
 #include "pool/lost.h"
+#include "store/append.h"
 #include "store/private.h"
 
 #include "utlist.h"
@@ -152,6 +155,37 @@ static enum object_place classify(struct pool *p, const struct record *rec,
 	return is_another_of_ours(p, rec, f) ? ABSENT : FOREIGN;
 }
 
+/* The object may have been appended to when we were stopped: cut back to what it was, unless the
+ * append had come to its end. Its mtime is put back where the catalog knows it. */
+static errint_t end_append(struct pool *p, int fd, const struct record *rec)
+{
+	enum append_state state;
+	struct catalog_file row;
+	struct stat st;
+	bool known;
+	errint_t r = append_look(fd, &rec->base, &state);
+	int rw;
+
+	if (r < 0 || state != APPEND_TORN)
+		return r;
+	r = sys_fstat(fd, &st);
+	if (r < 0)
+		return r;
+	known = catalog_file_get(p->catalog, &rec->base.ident, &row) &&
+	        row.stored_size == rec->base.stored_size;
+	rw = job_open_writable(fd_path(fd).s, &st);
+	if (rw < 0)
+		return rw;
+	r = append_cut(rw, rec->base.stored_size, known ? &row.stored_mtime : NULL);
+	(void)sys_close(rw);
+	if (r == 0)
+		log_info(
+		    "cut off what an interrupted write-back had appended to the object of "
+		    "file number %llu",
+		    (unsigned long long)rec->ino);
+	return r;
+}
+
 /* Takes fd over. */
 static errint_t look_into(struct pool *p, int fd, const struct record *rec,
                           struct found *ret)
@@ -165,7 +199,9 @@ static errint_t look_into(struct pool *p, int fd, const struct record *rec,
 	}
 	if (fd < 0)
 		return fd;
-	r = sys_fstat(fd, &ret->st);
+	r = rec->flags & RECORD_APPEND ? end_append(p, fd, rec) : 0;
+	if (r == 0)
+		r = sys_fstat(fd, &ret->st);
 	if (r == 0)
 		r = object_open(fd, &ret->object, NULL);
 	if (r == 0) {
@@ -363,7 +399,7 @@ static errint_t take(struct pool *p, struct scratch *s, const struct found *f)
 		if (f->object.kind != OBJECT_EMPTY)
 			s->record.flags &= ~RECORD_NEW;
 	}
-	s->record.flags &= ~RECORD_DOOMED;
+	s->record.flags &= ~(RECORD_DOOMED | RECORD_APPEND);
 	r = find_node(p, s, f, &n);
 	if (r < 0) {
 		make_waiting(p, s);
@@ -653,6 +689,7 @@ static errint_t recover_file(void *ctx, const char *name, unsigned char type)
 	}
 	if (rec.state == RECORD_CLEAN)
 		return keep_clean(rc, s);
+	changes_note_all(&s->changes); /* what, nobody remembers */
 	atomic_store(&s->gen, 1);
 	return recover_dirty(rc, s);
 }
@@ -681,7 +718,7 @@ bool recovery_settles(struct pool *p, struct scratch *s, struct node *n)
 	if (!uuid_equal(&s->record.boot, &p->boot) && is_superseded(p, &s->record, &f))
 		return false;
 	s->record.base = f.stamp;
-	s->record.flags &= ~RECORD_DOOMED;
+	s->record.flags &= ~(RECORD_DOOMED | RECORD_APPEND);
 	if (f.object.kind != OBJECT_EMPTY)
 		s->record.flags &= ~RECORD_NEW;
 	return true;

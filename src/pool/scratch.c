@@ -46,6 +46,7 @@ struct scratch *scratch_alloc(struct pool *p, uint64_t ino)
 	s->uid = geteuid();
 	s->gid = getegid();
 	rwlock_init(&s->gate, LOCK_SCRATCH);
+	changes_init(&s->changes);
 	return s;
 }
 
@@ -59,6 +60,7 @@ void scratch_free(struct scratch *s)
 	if (s->fd >= 0)
 		(void)sys_close(s->fd);
 	rwlock_clear(&s->gate);
+	changes_release(&s->changes);
 	free(s->hint);
 	free(s->fail_text);
 	s->magic = 0;

@@ -185,6 +185,26 @@ static errint_t sync_scratch_dir(struct pool *p, struct scratch *s)
 	return r;
 }
 
+errint_t sync_scratch_name(struct pool *p, struct scratch *s)
+{
+	bool needed;
+	errint_t r;
+
+	lock_take(&s->node->lock);
+	needed = s->file_unsynced;
+	s->file_unsynced = false;
+	lock_drop(&s->node->lock);
+	if (!needed)
+		return 0;
+	r = sync_scratch_dir(p, s);
+	if (r < 0) {
+		lock_take(&s->node->lock);
+		s->file_unsynced = true;
+		lock_drop(&s->node->lock);
+	}
+	return r;
+}
+
 /* What one sync found out under the lock before it let go. */
 struct sync_state {
 	struct scratch *s;

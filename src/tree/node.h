@@ -77,8 +77,9 @@ struct node {
 	struct catalog_file
 	    info; /* what is known of the object; valid while st still matches */
 	bool info_valid;
-	bool plain;           /* shown under its store name: ENTRY_PLAIN */
-	int dead_fd;          /* the object after its last name went while open, else -1 */
+	bool in_place; /* the pool is writing into the object: `info` stays as it is */
+	bool plain;    /* shown under its store name: ENTRY_PLAIN */
+	int dead_fd;   /* the object after its last name went while open, else -1 */
 	struct stat *dead_st; /* attributes of an inode without names, else NULL */
 };
 #define NODE_MAGIC 0x6e0de5a1U

@@ -632,7 +632,7 @@ static bool info_is_current(const struct node *n, const struct stat *st)
 	    n->plain && n->scratch && hash_is_none(n->info.trailer_hash) && st->st_size;
 	bool same = n->info_valid && ident_equal(&n->info.ident, &n->ident);
 
-	if (!S_ISREG(n->type))
+	if (!S_ISREG(n->type) || (same && n->in_place))
 		return same;
 	/* A raw name may have become decodable, or the other way round. */
 	return same && !hash_missing && n->plain == (n->info.kind == OBJECT_PLAIN) &&
@@ -809,7 +809,7 @@ void resolve_attr(const struct node *n, const struct stat *st, struct stat *ret)
 		if (ret->st_size > 0 && ret->st_blocks < 1)
 			ret->st_blocks = 1;
 	}
-	if (known && !timespec_cmp(&st->st_ctim, &n->info.seen_ctime)) {
+	if (known && (n->in_place || !timespec_cmp(&st->st_ctim, &n->info.seen_ctime))) {
 		ret->st_ctim = n->info.ctime;
 		if (S_ISDIR(n->type))
 			ret->st_mtim = n->info.mtime;

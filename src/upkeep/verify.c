@@ -4,8 +4,9 @@
  * Every .zst file is opened, decoded from the first byte to the last and thrown away; what
  * the codec refuses is damage, frame by frame where there are frames; so is what it could do
  * without (a seek table that had to be made anew). Looks only. A flush may replace the object or write over it
- * while it is read: damage is believed only of a file that is still the same, under the
- * same name, when the reading is over; otherwise it is read once more.
+ * while it is read, or append to it: damage is believed only of a file that is still the same,
+ * under the same name, when the reading is over and no append is under way; otherwise it is
+ * read once more.
  *
  * Threads: any number of calls at once; each reads one file at a time.
  */
@@ -19,8 +20,9 @@
 #include "base/log.h"
 #include "base/sysio.h"
 #include "base/text.h"
+#include "store/append.h"
 
-#define ATTEMPTS 2
+#define ATTEMPTS 5
 
 struct verification {
 	uint64_t max_object;
@@ -225,6 +227,7 @@ static errint_t look(int dirfd, const char *name, struct finding *f)
 	err = decode(fd, f);
 	if (err || f->what != FOUND_DAMAGE)
 		return err;
+	append_wait(fd); /* what is being appended is whole when that is over */
 	return still_there(dirfd, name, fd, &before);
 }
 
@@ -242,7 +245,7 @@ static errint_t verify_object(const struct verification *v, int dirfd, const cha
 		err = look(dirfd, name, &f);
 	}
 	if (err == -EAGAIN)
-		err = 0; /* changed twice: what was found last stands */
+		err = 0; /* changed each time: what was found last stands */
 	if (err || f.what == FOUND_PLAIN) {
 		t->plain += !err;
 		free(f.error);

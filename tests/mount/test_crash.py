@@ -324,6 +324,7 @@ def named_steps():
 
 
 AFTER_A_REBOOT = ("recovery.cut",)  # passed only with another boot id
+AFTER_A_STOP = ("append.cut",)  # passed only where an append was stopped
 
 
 class Scenario:
@@ -365,6 +366,14 @@ class Scenario:
         self.sure[rel] = new
         self.maybe.pop(rel)
 
+    def append(self, rel, data):
+        old = self.sure[rel]
+        self.maybe[rel] = [old, old + data]
+        with open(self.c.path(rel), "ab", buffering=0) as f:
+            f.write(data)
+        self.sure[rel] = old + data
+        self.maybe.pop(rel)
+
     def fsync(self, rel):
         fd = os.open(self.c.path(rel), os.O_RDWR)
         try:
@@ -388,6 +397,9 @@ class Scenario:
         self.write("f0", b"changed after the first flush")
         self.fsync("f0")
         self.flush()
+        for i in range(2):
+            self.append("f2", text(70 * KIB, 20 + i))
+            self.flush()  # only grown: appended to
         self.op("l1", self.sure["f1"], lambda: os.link(c.path("f1"), c.path("l1")))
         changed = b"through the link" + self.sure["f1"][16:]
         self.maybe["f1"] = self.maybe["l1"] = [self.sure["f1"], changed]
@@ -451,7 +463,7 @@ def alive(c):
 
 @pytest.mark.limit(60)
 @pytest.mark.parametrize("nth", [1, 2])
-@pytest.mark.parametrize("name", [n for n in named_steps() if n not in AFTER_A_REBOOT])
+@pytest.mark.parametrize("name", [n for n in named_steps() if n not in AFTER_A_REBOOT + AFTER_A_STOP])
 def test_kill_at_named_step(box, name, nth):
     """The daemon dies at the nth arrival at a step; what had returned is there afterwards."""
     env = {"CELLAR_TEST_STEP": f"{name}:{nth}=kill"}
@@ -461,6 +473,7 @@ def test_kill_at_named_step(box, name, nth):
         pool_size="8M",
         sync_interval="100ms",
         compact_level=6,
+        append_min="4K",
     )
     os.mkdir(c.store)
     write_file(c.store_path("plain"), b"a plain file")
@@ -533,6 +546,37 @@ def test_kill_in_recovery_after_a_reboot(box, name):
         assert got[: 100 * KIB] == text(100 * KIB, i)
         assert got[100 * KIB :] in (b"", b"x" * 5000), "a prefix of what was written"
     check_store(c, [f"f{i}" for i in range(3)])
+
+
+@pytest.mark.parametrize("name", [n for n in named_steps() if n.startswith("append.")])
+def test_append_stopped(box, name):
+    """At every step of an append (A1): zstd reads the object; recovery, itself stopped at its
+    cut, leaves the old content or the new, and what was written is in the scratch."""
+    c = box.cellar(writeback_delay="1h", frame_size="64K", append_min="4K").start()
+    old, more = text(500 * KIB, 1), text(100 * KIB, 2)
+    c.write("log", old)
+    c.flush()
+    c.stop()
+    at = "append.frames" if name == "append.cut" else name
+    c.start({"CELLAR_TEST_STEP": f"{at}:1=kill"})
+    with open(c.path("log"), "ab", buffering=0) as f:
+        f.write(more)
+    c.flush(check=False)
+    assert c.wait_end() == -signal.SIGKILL, f"{at} was not reached"
+    c.expect_crash()
+    got = zstd_cat(c.object_path("log"))
+    assert (old + more).startswith(got) and got.startswith(old)
+    if name == "append.cut":
+        c.launch({"CELLAR_TEST_STEP": "append.cut:1=kill"})
+        assert c.wait_end() == -signal.SIGKILL, "recovery has cut nothing"
+    c.start()
+    assert c.read("log") == old + more
+    assert zstd_cat(c.object_path("log")) in (old, old + more)
+    c.flush()
+    assert c.stored("log") == old + more
+    assert zstd_cat(c.object_path("log")) == old + more
+    c.remount()
+    assert c.read("log") == old + more
 
 
 def test_there_are_named_steps():
