@@ -58,7 +58,8 @@ static errint_t to_lost(struct pool *p, const char *scratch_file, uint64_t ino,
 			r = sys_renameat2(p->scratch_fd, scratch_file, p->lost_fd, name,
 			                  RENAME_NOREPLACE);
 		/* Linked by a recovery that was stopped. */
-		if (r == -EEXIST && is_same_file(p->scratch_fd, scratch_file, p->lost_fd, name))
+		if (r == -EEXIST &&
+		    is_same_file(p->scratch_fd, scratch_file, p->lost_fd, name))
 			return link ? 0 : sys_unlinkat(p->scratch_fd, scratch_file, 0);
 	}
 	if (r == 0) {

@@ -505,8 +505,8 @@ static errint_t distrust(struct recovery *rc, struct scratch *s, const struct fo
 			scratch_free(s);
 			return r;
 		}
-		log_warn("scratch of \"%s\" (number %llu) was moved to lost+found: %s", hint,
-		         (unsigned long long)s->ino, why);
+		log_warn("scratch of \"%s\" (number %llu) was moved to lost+found: %s",
+		         hint, (unsigned long long)s->ino, why);
 	}
 	return take(p, s, f);
 }

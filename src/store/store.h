@@ -43,8 +43,9 @@ struct store {
 	uint64_t reserved_ino;               /* durable in store.id */
 	uint64_t tmp_counter;                /* last one used in a name in tmp/ */
 	struct store_unfinished *unfinished; /* copies over that stopped halfway */
-	_Atomic bool tmp_littered; /* a file in tmp/ could not be removed */
-	bool tmp_known; /* store_finish_intents() came to its end: all that is needed is known */
+	_Atomic bool tmp_littered;           /* a file in tmp/ could not be removed */
+	bool
+	    tmp_known; /* store_finish_intents() came to its end: all that is needed is known */
 };
 
 enum store_open_flags {
