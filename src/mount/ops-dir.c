@@ -2,11 +2,14 @@
  * Listing directories.
  *
  * A directory handle holds a snapshot of the names, made at the first readdir and again
- * whenever reading starts over at offset 0 (rewinddir). Offsets are positions in it: 0 ".",
- * 1 "..", then the snapshot in order; the offset sent with an entry is that of the next
- * one. A name that is gone when its turn comes is passed over; one that came later is seen
- * after the next rewind. So each name that stays is listed exactly once, whatever happens
- * to the others.
+ * whenever reading starts over at offset 0 (rewinddir). Every name has a position: 0 ".",
+ * 1 "..", then ascending; the offset sent with an entry is its position + 1, and reading at
+ * an offset begins with the first name at or behind it. A new snapshot leaves the names that
+ * it has in common with the one before in their places and puts new ones behind all
+ * positions given out, so that an offset of before (telldir, an NFS cookie) still leads to
+ * the same name. A name that is gone when its turn comes is passed over; one that came later
+ * is seen after the next rewind. So each name that stays is listed exactly once, whatever
+ * happens to the others.
  *
  * A snapshot is immutable and counted: a reader keeps the one it began with.
  *
@@ -20,9 +23,13 @@
 
 #include "mount/request.h"
 
+#include "uthash.h"
+
 struct snapshot {
 	_Atomic unsigned users;
 	struct listing list;
+	uint64_t *positions; /* of list.items, ascending */
+	uint64_t end;        /* above all that were ever given out for the handle */
 };
 
 struct dir_handle {
@@ -44,6 +51,7 @@ static void snapshot_drop(struct snapshot *s)
 {
 	if (s && atomic_fetch_sub(&s->users, 1) == 1) {
 		listing_clear(&s->list);
+		free(s->positions);
 		free(s);
 	}
 }
@@ -60,13 +68,84 @@ static struct snapshot *snapshot_get(struct dir_handle *d)
 	return s;
 }
 
+/* Names of the snapshot before, to be found again. */
+struct known_name {
+	UT_hash_handle hh;
+	const char *name;
+	size_t index;
+};
+
+/* Puts the items of s that `before` has too (by_old, NULL where it is gone) in front, at their
+ * old positions, and the others behind. */
+static void place_items(struct snapshot *s, const struct snapshot *before,
+                        struct known_name *known)
+{
+	struct listing_item *items = xcalloc(s->list.count + 1, sizeof(*items));
+	struct listing_item **by_old = xcalloc(before->list.count + 1, sizeof(*by_old));
+	bool *old = xcalloc(s->list.count + 1, sizeof(*old));
+	size_t n = 0;
+
+	for (size_t i = 0; i < s->list.count; i++) {
+		struct known_name *k;
+
+		HASH_FIND_STR(known, s->list.items[i].logical, k);
+		old[i] = k != NULL;
+		if (k && by_old[k->index])
+			free(s->list.items[i].logical); /* renamed while it was listed */
+		else if (k)
+			by_old[k->index] = &s->list.items[i];
+	}
+	for (size_t i = 0; i < before->list.count; i++) {
+		if (!by_old[i])
+			continue;
+		s->positions[n] = before->positions[i];
+		items[n++] = *by_old[i];
+	}
+	for (size_t i = 0; i < s->list.count; i++) {
+		if (old[i])
+			continue;
+		s->positions[n] = s->end++;
+		items[n++] = s->list.items[i];
+	}
+	free(old);
+	free(by_old);
+	free(s->list.items);
+	s->list.items = items;
+	s->list.count = n;
+}
+
+static void give_positions(struct snapshot *s, const struct snapshot *before)
+{
+	struct known_name *known = NULL, *names;
+
+	s->positions = xcalloc(s->list.count + 1, sizeof(*s->positions));
+	s->end = before ? before->end : 2;
+	if (!before) {
+		for (size_t i = 0; i < s->list.count; i++)
+			s->positions[i] = s->end++;
+		return;
+	}
+	names = xcalloc(before->list.count + 1, sizeof(*names));
+	for (size_t i = 0; i < before->list.count; i++) {
+		struct known_name *k = &names[i];
+
+		k->name = before->list.items[i].logical;
+		k->index = i;
+		HASH_ADD_KEYPTR(hh, known, k->name, strlen(k->name), k);
+	}
+	place_items(s, before, known);
+	HASH_CLEAR(hh, known);
+	free(names);
+}
+
 /* Makes a new one the handle's, and returns it counted for the caller too. */
 static errint_t snapshot_make(struct mount *m, struct dir_handle *d, struct snapshot **ret)
 {
 	struct entry_rules rules = resolve_rules(m->tree);
-	struct snapshot *s = xcalloc(1, sizeof(*s)), *old;
+	struct snapshot *s = xcalloc(1, sizeof(*s)), *before = snapshot_get(d);
 	struct dirfd *pin;
 	errint_t err;
+	bool mine;
 	int dirfd;
 
 	rwlock_rd(&m->tree->ns);
@@ -79,16 +158,27 @@ static errint_t snapshot_make(struct mount *m, struct dir_handle *d, struct snap
 	if (err == -ENOENT) /* the directory was removed: it is empty */
 		err = 0;
 	if (err) {
+		snapshot_drop(before);
 		free(s);
 		return err;
 	}
+	give_positions(s, before);
 	atomic_init(&s->users, 2);
 	lock_take(&d->lock);
-	old = d->snapshot;
-	d->snapshot = s;
+	mine = d->snapshot == before;
+	if (mine)
+		d->snapshot = s;
 	lock_drop(&d->lock);
-	snapshot_drop(old);
-	*ret = s;
+	if (mine) {
+		snapshot_drop(before); /* the handle's */
+		*ret = s;
+	} else {
+		/* Another reader of the handle was first: positions are given out once. */
+		snapshot_drop(s);
+		snapshot_drop(s);
+		*ret = snapshot_get(d);
+	}
+	snapshot_drop(before);
 	return 0;
 }
 
@@ -234,6 +324,22 @@ static bool fill_item(struct filling *f, const struct listing_item *item, uint64
 	return fits;
 }
 
+/* The first item at or behind a position. */
+static size_t find_position(const struct snapshot *s, uint64_t position)
+{
+	size_t from = 0, to = s->list.count;
+
+	while (from < to) {
+		size_t mid = from + (to - from) / 2;
+
+		if (s->positions[mid] < position)
+			from = mid + 1;
+		else
+			to = mid;
+	}
+	return from;
+}
+
 static void fill_from(struct filling *f, const struct snapshot *s)
 {
 	uint64_t off = f->r->off;
@@ -242,8 +348,8 @@ static void fill_from(struct filling *f, const struct snapshot *s)
 		if (!fill_dots(f, off))
 			return;
 	}
-	for (; off - 2 < s->list.count; off++) {
-		if (!fill_item(f, &s->list.items[off - 2], off + 1))
+	for (size_t i = find_position(s, off); i < s->list.count; i++) {
+		if (!fill_item(f, &s->list.items[i], s->positions[i] + 1))
 			return;
 	}
 }

@@ -128,8 +128,9 @@ static int create_numbered(struct store *s, const char *prefix, struct name *ret
 		n = ++s->tmp_counter;
 		lock_drop(&s->lock);
 		(void)snprintf(name.s, sizeof name.s, "%s%016" PRIx64, prefix, n);
-		fd = sys_openat(s->tmp_fd, name.s, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW,
-		                0600);
+		/* Read back once it is in its place: that must not show in its atime. */
+		fd = sys_openat(s->tmp_fd, name.s,
+		                O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_NOATIME, 0600);
 	} while (fd == -EEXIST);
 	if (fd >= 0)
 		*ret_name = name;

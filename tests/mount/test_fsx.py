@@ -157,7 +157,7 @@ def test_random_operations(box, mode, kind):
     c = box.cellar(**KINDS[kind], **mode).start()
     counts = {}
     for i in range(ROUNDS):
-        count = 25 * COUNT if SOAK else COUNT
+        count = 60000 if SOAK else COUNT
         for what, n in check_run(c, SEED + i, count, 70).items():
             counts[what] = counts.get(what, 0) + n
     assert SANITIZER or set(counts) == set(EVENTS), "an event did not come up"
