@@ -15,6 +15,7 @@ from harness import (
     RENAME_EXCHANGE,
     SANITIZER,
     SEED,
+    SOAK,
     errno_of,
     pread_all,
     reap,
@@ -273,13 +274,13 @@ def make_names(where, names):
 
 
 @pytest.mark.limit(200)
-def test_hundred_thousand_entries(box, mode):
+def test_large_directory_while_it_changes(box, mode):
     """What is there all the time is listed exactly once, whatever comes and goes; positions
-    lead back to the same entry."""
+    lead back to the same entry. --soak: 100,000 entries."""
     c = box.cellar(writeback_delay="1h", drain_timeout="1h", **mode).start()
     where = c.path("d")
     os.mkdir(where)
-    count = 10000 if SANITIZER else 100000
+    count = 100000 if SOAK else 10000
     # directly in the store: they show as plain files, and nothing has to be flushed
     stay = {f"stay-{i:06}" for i in range(count)}
     make_names(c.store_path("d"), sorted(stay))
@@ -294,12 +295,11 @@ def test_hundred_thousand_entries(box, mode):
             if rng.random() < 0.2:
                 errno_of(os.rename, path, os.path.join(where, f"go-{rng.randrange(300)}"))
 
-    pids = [spawn(disturb), spawn(disturb)]
+    pids = [spawn(disturb)]
     try:
-        for _ in range(2):
-            names = os.listdir(where)
-            assert len(names) == len(set(names)), "a name came twice"
-            assert {n for n in names if n.startswith("stay")} == stay
+        names = os.listdir(where)
+        assert len(names) == len(set(names)), "a name came twice"
+        assert {n for n in names if n.startswith("stay")} == stay
         d = Stream(where)
         marks, seen = [], []
         while True:
@@ -307,7 +307,7 @@ def test_hundred_thousand_entries(box, mode):
             name = d.read()
             if name is None:
                 break
-            if len(seen) % (count // 50) == 0:
+            if len(seen) % (count // 10) == 0:
                 marks.append((at, name))
             seen.append(name)
         assert sorted(n for n in seen if n.startswith("stay")) == sorted(stay)
@@ -331,7 +331,7 @@ def test_hundred_thousand_entries(box, mode):
         d.close()
     finally:
         os.close(os.open(stop, os.O_CREAT | os.O_WRONLY))
-        assert [reap(p) for p in pids] == [0, 0]
+        assert [reap(p) for p in pids] == [0]
     for name in os.listdir(where):
         if name.startswith("go"):
             os.rmdir(os.path.join(where, name))
