@@ -47,7 +47,9 @@
 #include "base/workers.h"
 #include "cellard/places.h"
 #include "control/client.h"
+#include "control/protocol.h"
 #include "control/server.h"
+#include "pool/trust.h"
 
 #define ARENAS_MAX    4
 #define POLL_MS       50    /* between looks at what another daemon holds */
@@ -678,6 +680,16 @@ static void on_ready(void *ctx)
 	d->config->ready(d->config->ctx, notice);
 }
 
+/* The mark lies beside the control sockets; where that cannot be had the socket says why. */
+static void begin_trust(struct daemon *d)
+{
+	cleanup_free char *dir = NULL;
+	cleanup_free char *cause = NULL;
+
+	(void)protocol_make_socket_dir(geteuid(), &dir, &cause);
+	pool_trust_begin(d->pool, dir);
+}
+
 static errint_t open_layers(struct daemon *d, char **cause)
 {
 	const struct options *o = d->options;
@@ -702,6 +714,7 @@ static errint_t open_layers(struct daemon *d, char **cause)
 		return r;
 	d->has_place = false;
 	pool_set_notify(d->pool, on_pool_notify, d);
+	begin_trust(d);
 	r = store_finish_intents(d->store, cause);
 	return r < 0 ? r : pool_recover(d->pool, cause);
 }

@@ -23,6 +23,7 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "pool/internal.h"
+#include "pool/trust.h"
 #include "store/attrs.h"
 
 #define SAMPLE_BYTES (256U << 10) /* written since the last look at how large it is */
@@ -379,6 +380,8 @@ static errint_t shrink(struct pool *p, struct scratch *s, uint64_t size)
 			if (r < 0)
 				s->sync_error = r; /* (Y3) */
 		}
+		if (r < 0)
+			trust_lost(p, r);
 		count_one(COUNTER_POOL_SYNCS);
 	}
 	if (r == 0) {

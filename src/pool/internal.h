@@ -99,7 +99,16 @@ struct scratch {
 };
 #define SCRATCH_MAGIC 0x5c2a7c41U
 
-struct damaged;  /* damage.c: an object that is known to be damaged */
+struct damaged; /* damage.c: an object that is known to be damaged */
+/* trust.c: what the mark in the runtime directory says. */
+struct trust {
+	int dirfd; /* -1: there is no mark */
+	char name[64];
+	struct uuid kernel, boot;
+	uint64_t mounted;
+	bool lost; /* under pool->trust_lock */
+};
+
 struct dir_seen; /* sync.c: directories whose own name is known to be durable */
 
 struct pool {
@@ -146,7 +155,10 @@ struct pool {
 	size_t doomed_count, doomed_allocated;
 	struct lock damage_lock; /* LOCK_LEAF: the two below */
 	struct damaged *damaged; /* damage.c */
-	struct lock seen_lock;   /* LOCK_LEAF */
+	struct lock trust_lock;  /* LOCK_LEAF */
+	struct trust trust;
+	bool recovered;        /* pool_recover() came to its end */
+	struct lock seen_lock; /* LOCK_LEAF */
 	struct dir_seen *seen;
 
 	pthread_t *flushers;

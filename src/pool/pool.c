@@ -11,6 +11,7 @@
 #include "base/text.h"
 #include "pool/internal.h"
 #include "pool/readahead.h"
+#include "pool/trust.h"
 #include "store/private.h"
 
 #include "utlist.h"
@@ -89,7 +90,7 @@ errint_t pool_new(struct pool_place *place, struct tree *tree, const struct opti
 	errint_t r;
 
 	p->place = *place;
-	p->scratch_fd = p->lost_fd = -1;
+	p->scratch_fd = p->lost_fd = p->trust.dirfd = -1;
 	p->tree = tree;
 	p->store = tree->store;
 	p->catalog = tree->catalog;
@@ -108,6 +109,7 @@ errint_t pool_new(struct pool_place *place, struct tree *tree, const struct opti
 	p->flush_ioprio = (int)o->flush_ioprio;
 	lock_init(&p->lock, LOCK_POOL);
 	lock_init(&p->seen_lock, LOCK_LEAF);
+	lock_init(&p->trust_lock, LOCK_LEAF);
 	lock_init(&p->damage_lock, LOCK_LEAF);
 	lock_cond_init(&p->work);
 	lock_cond_init(&p->progress);
@@ -156,12 +158,19 @@ void pool_set_notify(struct pool *p, pool_notify_fn fn, void *ctx)
 /* What is on disk is what a next start may believe: synced, then marked. */
 static void mark_clean(struct pool *p)
 {
-	errint_t r = sys_syncfs(p->store->root_fd); /* names, of what is left dirty too */
+	errint_t r;
 	int fd;
 
-	if (r == 0)
+	/* What a start that failed has not looked at stays as doubtful as it was. After a failed
+	 * sync a later one says nothing (sync.c, Y3). */
+	if (!p->recovered || p->trust.lost)
+		return;
+	r = sys_syncfs(p->store->root_fd); /* names, of what is left dirty too */
+	if (r == 0) {
 		r = sys_syncfs(p->scratch_fd);
-
+		if (r < 0)
+			trust_lost(p, r);
+	}
 	if (r == 0) {
 		step("close.synced");
 		fd = sys_openat(p->place.dirfd, "clean",
@@ -172,7 +181,9 @@ static void mark_clean(struct pool *p)
 	}
 	if (r == 0)
 		r = sys_fsync(p->place.dirfd);
-	if (r < 0)
+	if (r == 0)
+		trust_end(p);
+	else
 		log_warn(
 		    "cannot mark the pool \"%s\" as cleanly shut down: %s; its warm copies "
 		    "will be made anew after a reboot",
@@ -222,6 +233,8 @@ void pool_close(struct pool *p)
 		(void)sys_close(p->scratch_fd);
 	if (p->lost_fd >= 0)
 		(void)sys_close(p->lost_fd);
+	if (p->trust.dirfd >= 0)
+		(void)sys_close(p->trust.dirfd);
 	pool_place_close(&p->place);
 	pthread_cond_destroy(&p->work);
 	pthread_cond_destroy(&p->progress);
@@ -229,6 +242,7 @@ void pool_close(struct pool *p)
 	damage_clear(p);
 	lock_clear(&p->damage_lock);
 	lock_clear(&p->seen_lock);
+	lock_clear(&p->trust_lock);
 	lock_clear(&p->lock);
 	free(p);
 }

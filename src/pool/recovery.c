@@ -771,6 +771,7 @@ errint_t pool_recover(struct pool *p, char **cause)
 	if (rc.taken > 0)
 		log_info("recovered %llu dirty files of an earlier run",
 		         (unsigned long long)rc.taken);
+	p->recovered = true;
 	p->tree->on_new = met;
 	p->tree->on_new_ctx = p;
 	p->recovered = true;

@@ -26,6 +26,7 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "pool/internal.h"
+#include "pool/trust.h"
 #include "store/attrs.h"
 
 #include "utlist.h"
@@ -246,6 +247,13 @@ static errint_t sync_begin(struct pool *p, struct scratch *s, struct sync_state 
 	return 0;
 }
 
+/* (Y3): of data, or of the record that is ahead of the disk now. node->lock held. */
+static void sync_lost(struct pool *p, struct scratch *s, errint_t error)
+{
+	s->sync_error = error;
+	trust_lost(p, error);
+}
+
 static void sync_failed(struct sync_state *y)
 {
 	y->s->name_unsynced |= y->name;
@@ -311,7 +319,7 @@ static errint_t sync_data(struct pool *p, struct node *n, struct sync_state *y)
 	step("fsync.data");
 	lock_take(&n->lock);
 	if (r < 0)
-		y->s->sync_error = r; /* (Y3) */
+		sync_lost(p, y->s, r);
 	else
 		r = sync_advance(p, y, &wrote, &again); /* (Y2) */
 	lock_drop(&n->lock);
@@ -321,7 +329,7 @@ static errint_t sync_data(struct pool *p, struct node *n, struct sync_state *y)
 		r = sys_fsync(y->fd);
 		lock_take(&n->lock);
 		if (r < 0)
-			y->s->sync_error = r; /* (Y3) */
+			sync_lost(p, y->s, r); /* (Y3) */
 		else
 			y->s->record_unsynced = false;
 		lock_drop(&n->lock);
@@ -475,6 +483,8 @@ static errint_t sync_many(struct pool *p, struct node **nodes, size_t count,
 	if (r == 0) {
 		r = sys_syncfs(p->scratch_fd);
 		*ret_ask_each = r < 0;
+		if (r < 0)
+			trust_lost(p, r);
 	}
 	for (size_t i = 0; i < count && r == 0; i++) {
 		bool wrote, again;
@@ -488,6 +498,8 @@ static errint_t sync_many(struct pool *p, struct node **nodes, size_t count,
 	if (r == 0) {
 		r = sys_syncfs(p->scratch_fd);
 		*ret_ask_each = r < 0;
+		if (r < 0)
+			trust_lost(p, r);
 	}
 	for (size_t i = 0; i < count; i++) {
 		if (!y[i].s)

@@ -1,0 +1,128 @@
+"""What a next start may believe of a pool: the mark of a clean end, the mark in the runtime
+directory (src/pool/trust.h), and neither."""
+
+import os
+import subprocess
+
+import pytest
+
+from harness import KIB, errno_of, text
+from powercut import a_boot
+
+pytestmark = pytest.mark.root
+
+OLD, NEW = text(80 * KIB, 1), text(90 * KIB, 2)
+
+
+def scratch_of(c, rel):
+    ino = os.stat(c.path(rel)).st_ino
+    return os.path.join(c.pool_dir(), "scratch", f"{ino & 0xFF:02x}", f"{ino:016x}")
+
+
+def overwritten_and_killed(c, sync=False):
+    """f holds OLD in the store and NEW in the pool."""
+    c.write("f", OLD)
+    c.flush()
+    fd = os.open(c.path("f"), os.O_RDWR)
+    os.pwrite(fd, NEW, 0)
+    failed = errno_of(os.fsync, fd) if sync else 0
+    c.kill9()
+    errno_of(os.close, fd)
+    return failed
+
+
+def test_pool_mounted_anew_is_a_reboot(rig):
+    """kill -9, then the pool's disk loses what was only in memory and is mounted again: the
+    kernel has not booted, and yet nothing unsynced may be believed."""
+    r = rig("ext4", True)
+    c = r.cellar(writeback_delay="1h", sync_interval="1h")
+    c.lost_expected = True
+    c.expect("lost.found", "mounted anew")
+    boot = a_boot()
+    c.start(boot)
+    overwritten_and_killed(c)
+    r.commit("pool")
+    r.shut_down("pool")
+    subprocess.run(["umount", "-l", c.mnt], check=True)
+    r.umount()
+    r.mount()
+    c.start(boot)
+    assert c.read("f") == OLD
+    c.wait_log("mounted anew")
+
+
+def test_same_mount_is_no_reboot(rig):
+    r = rig("ext4", True)
+    c = r.cellar(writeback_delay="1h", sync_interval="1h")
+    boot = a_boot()
+    c.start(boot)
+    overwritten_and_killed(c)
+    c.start(boot)
+    assert c.read("f") == NEW
+
+
+def test_failed_sync_is_a_reboot(box):
+    """The kernel tells once that it lost a page; a daemon that is started after that must not
+    take the scratch for whole."""
+    c = box.cellar(writeback_delay="1h", sync_interval="1h")
+    c.lost_expected = True
+    c.expect("lost.found", "sync of it failed", "a sync of the pool", "Input/output")
+    boot = a_boot()
+    c.start({**boot, "CELLAR_TEST_FAULT": "fdatasync:1:EIO"})
+    assert overwritten_and_killed(c, sync=True) != 0
+    c.start(boot)
+    assert c.read("f") == OLD
+    c.wait_log("sync of it failed")
+    with open(c.path("f"), "wb") as f:
+        f.write(NEW)
+    c.kill9()
+    c.start(boot)  # once: what came later is believed
+    assert c.read("f") == NEW
+
+
+def test_dirty_after_a_clean_stop_outlives_a_reboot(rig):
+    """What could not be flushed at the end was synced with the pool: it is taken over after a
+    reboot, and after a power cut right behind that one too."""
+    r = rig("ext4", True)
+    c = r.cellar(writeback_delay="1h", sync_interval="1h", drain_timeout="1s")
+    c.expect("cannot flush", "stay in the pool")
+    c.start(a_boot())
+    c.write("d/f", OLD)
+    c.flush()
+    c.write("d/f", NEW)
+    subprocess.run(["chattr", "+i", c.store_path("d")], check=True)
+    c.proc.terminate()
+    assert c.wait_end() == 0
+    subprocess.run(["chattr", "-i", c.store_path("d")], check=True)
+    r.umount()
+    r.mount()
+    c.start(a_boot())
+    assert c.read("d/f") == NEW
+    r.snapshot("cut")
+    c.kill9()
+    subprocess.run(["umount", "-l", c.mnt], check=True)
+    r.umount()
+    r.load("cut")
+    c.start(a_boot())
+    assert c.read("d/f") == NEW
+    c.flush()
+    assert c.stored("d/f") == NEW
+
+
+def test_failed_start_leaves_no_clean_mark(box):
+    """A start that could not recover has looked at nothing: what it found is as doubtful as
+    before (R3)."""
+    c = box.cellar(writeback_delay="1h")
+    c.start(a_boot())
+    c.write("f", OLD)
+    c.make_cold("f")
+    assert c.read("f") == OLD  # hydrated: clean and never synced
+    scratch = scratch_of(c, "f")
+    c.kill9()
+    with open(scratch, "r+b") as f:
+        f.write(bytes(50 * KIB))  # what a power cut may make of it
+    c.expect("cannot recover")
+    c.launch({**a_boot(), "CELLAR_TEST_FAULT": "unlinkat:1:EIO:always"})
+    assert c.wait_end() != 0
+    c.start(a_boot())
+    assert c.read("f") == OLD
