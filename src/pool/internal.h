@@ -157,7 +157,6 @@ struct pool {
 	struct damaged *damaged; /* damage.c */
 	struct lock trust_lock;  /* LOCK_LEAF */
 	struct trust trust;
-	bool recovered;        /* pool_recover() came to its end */
 	struct lock seen_lock; /* LOCK_LEAF */
 	struct dir_seen *seen;
 

@@ -161,7 +161,7 @@ static void mark_clean(struct pool *p)
 	errint_t r;
 	int fd;
 
-	/* What a start that failed has not looked at stays as doubtful as it was. After a failed
+	/* What a start that failed has not looked at stays as doubtful as it was (R3). After a failed
 	 * sync a later one says nothing (sync.c, Y3). */
 	if (!p->recovered || p->trust.lost)
 		return;
@@ -223,8 +223,7 @@ void pool_close(struct pool *p)
 	if (p->place.dirfd >= 0) {
 		evict_doomed(p); /* all handles are gone */
 		release_all(p);
-		if (p->recovered) /* else (R3) would believe what nobody has looked at */
-			mark_clean(p);
+		mark_clean(p);
 	}
 	readahead_free(p);
 	free(p->doomed);

@@ -774,7 +774,6 @@ errint_t pool_recover(struct pool *p, char **cause)
 	p->recovered = true;
 	p->tree->on_new = met;
 	p->tree->on_new_ctx = p;
-	p->recovered = true;
 	return 0;
 }
 
