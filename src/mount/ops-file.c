@@ -22,6 +22,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/steps.h"
 #include "base/text.h"
 #include "mount/request.h"
 #include "store/attrs.h"
@@ -147,6 +148,7 @@ static errint_t join_new(struct creation *c, int dirfd, const char *store_name, 
 		node_unref(m->tree, n);
 		return err;
 	}
+	step("create.joined");
 	c->scratch = NULL;
 	c->node = n;
 	return 0;

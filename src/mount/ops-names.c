@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/steps.h"
 #include "mount/found.h"
 
 /* ---- unlink, rmdir ---- */
@@ -23,6 +24,7 @@ static errint_t remove_locked(const struct request *r, struct found *f, struct d
 		return err;
 	departure_prepare(r->m, f, d);
 	err = sys_unlinkat(f->dirfd, f->e.store_name.s, r->flags);
+	step("unlink.done");
 	if (err)
 		departure_cancel(r->m, d);
 	else
@@ -274,6 +276,7 @@ static errint_t link_locked(const struct request *r, struct node *n, struct node
 		err = link_in_store(r->m, n, dirfd, store_name.s);
 	if (err)
 		return err;
+	step("link.done");
 	node_add_name(t, n, dir, store_name.s);
 	if (regular)
 		pool_meta_changed(n);

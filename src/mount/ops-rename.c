@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/steps.h"
 #include "mount/found.h"
 
 /* ---- rename ---- */
@@ -119,6 +120,7 @@ static errint_t replace_in_store(const struct renaming *x, const char *new_name)
 
 	if (err || !to->node || strcmp(to->e.store_name.s, new_name) == 0)
 		return err;
+	step("rename.both");
 	err = sys_unlinkat(to->dirfd, to->e.store_name.s, 0);
 	if (err)
 		(void)sys_renameat2(to->dirfd, new_name, from->dirfd, old_name, 0);
@@ -146,6 +148,7 @@ static errint_t replace_locked(struct renaming *x)
 		departure_cancel(m, &x->gone);
 		return err;
 	}
+	step("rename.done");
 	if (x->to.node)
 		departure_commit(m, &x->to, &x->gone);
 	follow_move(x, &x->from, x->to.dir, new_name.s);
@@ -164,6 +167,7 @@ static errint_t exchange_alike(struct renaming *x)
 
 	if (err)
 		return err;
+	step("exchange.done");
 	follow_move(x, a, b->dir, b->e.store_name.s);
 	/* add_name() took b's name away from it: what is left to remove there is gone. */
 	follow_move(x, b, a->dir, a->e.store_name.s);
@@ -192,6 +196,7 @@ static errint_t exchange_unlike(struct renaming *x, struct found *object,
 		                    object_new.s, 0);
 	if (err)
 		return err;
+	step("exchange.half");
 	err = sys_renameat2(other->dirfd, other->e.store_name.s, object->dirfd, other_new.s,
 	                    0);
 	if (err) {

@@ -317,6 +317,7 @@ static errint_t keep_foreign(struct pool *p, struct job *j)
 		    &j->cause, r,
 		    "its object was changed behind cellar and cannot be kept "
 		    "beside it");
+	step("conflict.kept");
 	count_one(COUNTER_CONFLICTS);
 	path = text_escape(stored);
 	log_warn("\"%s\" was changed behind cellar while it was dirty here: the foreign "

@@ -259,6 +259,8 @@ void scratch_adopt_earlier(struct pool *p, struct node *n)
 		atomic_fetch_sub(&p->waiting, 1);
 		return;
 	}
+	if (waited)
+		step("recovery.met");
 	scratch_attach(p, s, n);
 	if (waited) {
 		if (s->record.flags & RECORD_APPEND)
@@ -415,6 +417,7 @@ static errint_t truncate_locked(struct pool *p, struct scratch *s, uint64_t size
 		s->record.flags &= ~RECORD_MTIME_SET;
 		scratch_sample(p, s);
 	}
+	step("truncate.done");
 	return r;
 }
 
@@ -513,6 +516,7 @@ static errint_t make_writable(struct pool *p, struct node *n, unsigned flags, bo
 	struct scratch *s = n->scratch;
 	errint_t r = scratch_make_dirty(p, s);
 
+	step("open.dirty");
 	if (r == 0)
 		s->writers++; /* (O2) */
 	if (r == 0 && (flags & POOL_TRUNC) && !empty) {
@@ -936,5 +940,6 @@ void pool_meta_changed(struct node *n)
 	lock_assert_held(&n->lock);
 	if (!s)
 		return;
+	s->raises++;
 	s->attr_unsynced = true; /* the object's own ctime has moved */
 }

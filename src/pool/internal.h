@@ -51,10 +51,11 @@ struct scratch {
 	bool doomed;          /* the last link is gone */
 	bool doomed_listed;   /* in pool->doomed; under pool->lock */
 	bool doomed_dirty;    /* was dirty when the last link went (E3) */
+	uint32_t raises;      /* of the three below: a sync lowers what it has seen */
+	uint64_t durable_seq; /* the sync_seq that is known to be on disk */
 	bool name_unsynced;   /* object's name or new parents may not be durable */
 	bool attr_unsynced;   /* object's attributes may not be durable */
 	bool file_unsynced;   /* the scratch file's own name may not be durable */
-	bool record_unsynced; /* sync_seq and sync_size may not be durable as recorded */
 	struct hydration *hydration; /* not NULL: clean and not whole */
 	struct frame_hashes *frames; /* of the base, hashed as they were hydrated; NULL:
 	                              * not known (an earlier run's, or a foreign base) */

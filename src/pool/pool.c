@@ -256,8 +256,10 @@ static void rewrite_hint(struct pool *p, struct node *n)
 	s = n->scratch;
 	if (s && s->record.state == RECORD_DIRTY && !s->doomed)
 		scratch_write_hint(p, s);
-	if (s)
+	if (s) {
+		s->raises++;
 		s->name_unsynced = true;
+	}
 	lock_drop(&n->lock);
 }
 

@@ -436,6 +436,7 @@ static errint_t delete_scratch(struct recovery *rc, struct scratch *s)
 	catalog_scratch_delete(rc->p->catalog, s->ino);
 	scratch_free(s);
 	rc->dropped++;
+	step("recovery.dropped");
 	return r;
 }
 
@@ -771,6 +772,7 @@ errint_t pool_recover(struct pool *p, char **cause)
 	if (rc.taken > 0)
 		log_info("recovered %llu dirty files of an earlier run",
 		         (unsigned long long)rc.taken);
+	step("recovery.unmarked");
 	p->recovered = true;
 	p->tree->on_new = met;
 	p->tree->on_new_ctx = p;

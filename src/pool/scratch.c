@@ -233,6 +233,7 @@ errint_t scratch_make_dirty(struct pool *p, struct scratch *s)
 	s->record.flags &= ~(RECORD_PARTIAL | RECORD_DOOMED);
 	s->record.sync_seq = 0;
 	s->record.sync_size = 0;
+	s->raises++;
 	s->file_unsynced = s->name_unsynced = true;
 	r = scratch_record(p, s);
 	if (r < 0) {
@@ -361,6 +362,7 @@ errint_t scratch_set_aside(struct pool *p, struct scratch *s, const char *why)
 	}
 	log_warn("scratch of \"%s\" (number %llu) was moved to lost+found: %s", hint,
 	         (unsigned long long)ino, why);
+	step("recovery.aside");
 	n = detach(p, s);
 	scratch_free(s);
 	catalog_scratch_delete(p->catalog, ino);

@@ -16,6 +16,8 @@
  *       is recorded with a new number, also where sync_size says enough already; and a record
  *       whose base is a flush's object keeps no sync of before that flush (job_finish()). So
  *       recovery may compare the two.
+ *  (Y5) Syncs of one file that overlap each wait for everything themselves: no flag is lowered and
+ *       no record counts before the disk has answered.
  *
  * No lock is held while a disk is waited for; what changes meanwhile raises its flag or gen
  * again and is met by the next sync.
@@ -213,11 +215,14 @@ struct sync_state {
 	uint64_t gen, size;
 	uint32_t shrinks;
 	bool name, attr, file;
-	bool is_new;    /* its object may be marked so */
-	errint_t error; /* sync_many(): of its own */
+	uint32_t raises;   /* of the flags, when they were looked at */
+	bool is_new;       /* its object may be marked so */
+	uint64_t recorded; /* sync number that its fsync makes durable; 0: none */
+	errint_t error;    /* sync_many(): of its own */
 };
 
-/* node->lock held. Takes the unsynced flags: whoever changes more raises them again. */
+/* node->lock held. The unsynced flags stay up until what they ask for is durable: another sync
+ * of the same file meanwhile must not rely on this one (Y5). */
 static errint_t sync_begin(struct pool *p, struct scratch *s, struct sync_state *ret)
 {
 	struct stat st;
@@ -243,7 +248,7 @@ static errint_t sync_begin(struct pool *p, struct scratch *s, struct sync_state 
 	ret->attr = s->attr_unsynced && !s->doomed;
 	ret->file = s->file_unsynced;
 	ret->is_new = (s->record.flags & RECORD_NEW) && s->record.sync_seq == 0;
-	s->name_unsynced = s->attr_unsynced = s->file_unsynced = false;
+	ret->raises = s->raises;
 	return 0;
 }
 
@@ -252,13 +257,6 @@ static void sync_lost(struct pool *p, struct scratch *s, errint_t error)
 {
 	s->sync_error = error;
 	trust_lost(p, error);
-}
-
-static void sync_failed(struct sync_state *y)
-{
-	y->s->name_unsynced |= y->name;
-	y->s->attr_unsynced |= y->attr;
-	y->s->file_unsynced |= y->file;
 }
 
 /* node->lock held, data durable up to y->size. Writes the record where it has to say more;
@@ -277,7 +275,9 @@ static errint_t sync_advance(struct pool *p, struct sync_state *y, bool *ret_wro
 	/* seq is beyond sync_seq: a flush was given its number since (Y4). */
 	if (s->record.sync_seq > 0 && s->record.sync_seq == s->record.seq &&
 	    s->record.sync_size >= y->size) {
-		*ret_wrote = s->record_unsynced;
+		/* Another sync wrote that, and may not have come to its fsync (Y5). */
+		*ret_wrote = s->durable_seq != s->record.sync_seq;
+		y->recorded = s->record.sync_seq;
 		return 0;
 	}
 	s->record.sync_seq = ++s->record.seq;
@@ -286,13 +286,20 @@ static errint_t sync_advance(struct pool *p, struct sync_state *y, bool *ret_wro
 	if (r < 0)
 		s->record = before;
 	else
-		s->record_unsynced = true;
+		y->recorded = s->record.sync_seq;
 	*ret_wrote = r == 0;
 	return r;
 }
 
+/* node->lock held. */
 static void sync_done(struct sync_state *y)
 {
+	struct scratch *s = y->s;
+
+	if (s->raises == y->raises)
+		s->name_unsynced = s->attr_unsynced = s->file_unsynced = false;
+	if (y->recorded > 0)
+		s->durable_seq = MAX_OF(s->durable_seq, y->recorded);
 	atomic_store(&y->s->synced_gen, y->gen);
 	atomic_store(&y->s->last_sync_ms, clock_mono_ms());
 }
@@ -327,12 +334,11 @@ static errint_t sync_data(struct pool *p, struct node *n, struct sync_state *y)
 		step("fsync.recorded");
 		count_one(COUNTER_POOL_SYNCS);
 		r = sys_fsync(y->fd);
-		lock_take(&n->lock);
-		if (r < 0)
+		if (r < 0) {
+			lock_take(&n->lock);
 			sync_lost(p, y->s, r); /* (Y3) */
-		else
-			y->s->record_unsynced = false;
-		lock_drop(&n->lock);
+			lock_drop(&n->lock);
+		}
 	}
 	return r < 0 ? r : again ? -EAGAIN : 0;
 }
@@ -347,16 +353,14 @@ static errint_t sync_once(struct pool *p, struct node *n)
 	s = n->scratch;
 	if (!s || s->record.state != RECORD_DIRTY) {
 		bool needed = !s || s->name_unsynced || s->attr_unsynced;
+		uint32_t raises = s ? s->raises : 0;
 
-		if (s)
-			s->name_unsynced = s->attr_unsynced = false;
 		lock_drop(&n->lock);
 		r = needed ? sync_object(p, n) : 0;
-		if (r < 0) {
+		if (r == 0 && s) {
 			lock_take(&n->lock);
-			if (n->scratch)
-				n->scratch->name_unsynced = n->scratch->attr_unsynced =
-				    true;
+			if (n->scratch == s && s->raises == raises)
+				s->name_unsynced = s->attr_unsynced = false;
 			lock_drop(&n->lock);
 		}
 		return r;
@@ -371,9 +375,7 @@ static errint_t sync_once(struct pool *p, struct node *n)
 		return r;
 	r = sync_data(p, n, &y);
 	lock_take(&n->lock);
-	if (r < 0)
-		sync_failed(&y);
-	else
+	if (r == 0)
 		sync_done(&y);
 	s->holds--;
 	lock_drop(&n->lock);
@@ -505,11 +507,7 @@ static errint_t sync_many(struct pool *p, struct node **nodes, size_t count,
 		if (!y[i].s)
 			continue;
 		lock_take(&nodes[i]->lock);
-		if (r == 0)
-			y[i].s->record_unsynced = false;
-		if (r < 0 || y[i].error < 0)
-			sync_failed(&y[i]);
-		else if (y[i].s->shrinks == y[i].shrinks)
+		if (r == 0 && y[i].error == 0 && y[i].s->shrinks == y[i].shrinks)
 			sync_done(&y[i]);
 		y[i].s->holds--;
 		lock_drop(&nodes[i]->lock);
