@@ -245,6 +245,26 @@ static errint_t free_mountpoint(struct daemon *d, char **cause)
 	return 0;
 }
 
+/* A store whose disk is not mounted looks like an empty directory: nothing is made in it while
+ * the pool that was named has another store already. */
+static errint_t check_not_hidden(struct daemon *d, char **cause)
+{
+	cleanup_free char *id =
+	    xasprintf("%s/" NAMES_PRIVATE "/store.id", d->options->store);
+	struct uuid owner;
+	struct stat st;
+
+	if (!d->options->pool || !d->options->create || d->options->new_pool ||
+	    sys_fstatat(AT_FDCWD, id, &st, 0) != -ENOENT ||
+	    pool_place_owner(d->options->pool, &owner) < 0)
+		return 0;
+	return set_cause(
+	    cause, -EXDEV,
+	    "\"%s\" holds no cellar, but the pool \"%s\" belongs to one (store "
+	    "%s); is the store's disk mounted?",
+	    d->options->store, d->options->pool, uuid_format(&owner).s);
+}
+
 static errint_t open_store(struct daemon *d, char **cause)
 {
 	unsigned flags = d->options->create ? STORE_CREATE : 0;
@@ -764,6 +784,8 @@ static errint_t start(struct daemon *d, char **cause)
 		r = check_covered(d, cause);
 	if (r == 0 && d->options->pool)
 		r = check_pool(d, d->options->pool, cause);
+	if (r == 0)
+		r = check_not_hidden(d, cause);
 	if (r == 0)
 		r = open_store(d, cause);
 	if (r == 0 && d->waiting_since_ms) {

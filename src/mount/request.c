@@ -416,6 +416,9 @@ errint_t attr_locked(struct mount *m, struct node *n, const struct stat *known,
 		st = *known;
 	else
 		err = resolve_stat(m->tree, n, &st);
+	/* Taken away behind us: whoever has it open goes on, what is dirty will be made again. */
+	if (err == -ENOENT && regular && pool_lone_attr(n, ret))
+		return 0;
 	if (!err && regular)
 		err = refresh_info(m, n, &st, cause);
 	if (err)

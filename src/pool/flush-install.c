@@ -436,6 +436,16 @@ static void drop_plain_name(struct pool *p, struct job *j)
 		scratch_write_hint(p, j->s);
 }
 
+static void say_made_again(const struct job *j)
+{
+	cleanup_free char *path = text_escape(j->install_name.s);
+
+	count_one(COUNTER_CONFLICTS);
+	log_warn(
+	    "\"%s\" was removed behind cellar while it was dirty here: it is made again",
+	    path);
+}
+
 static errint_t install_replace(struct pool *p, struct job *j)
 {
 	bool renamed_plain = strcmp(j->install_name.s, j->at.store_name.s) != 0;
@@ -458,6 +468,8 @@ static errint_t install_replace(struct pool *p, struct job *j)
 	job_adopt_object(p, j, j->out_fd);
 	if (renamed_plain)
 		drop_plain_name(p, j);
+	if (j->target_fd <= 0 && !j->conflict)
+		say_made_again(j);
 	if (j->target_fd <= 0)
 		node_add_name(p->tree, j->n, j->at.parent, j->install_name.s);
 	/* Users must not see our renames in the directory's times (promise 9). */

@@ -416,7 +416,9 @@ static errint_t job_commit(struct pool *p, struct job *j)
 	}
 	r = refresh_attributes(j);
 	if (r == 0) {
-		/* (F5), on disk: recovery compares this number with the object's. */
+		/* (F5), on disk: recovery compares this number with the object's, and believes
+		 * of no other object that it is ours. */
+		j->s->record.flags |= RECORD_REPLACING;
 		r = scratch_record(p, j->s);
 	}
 	if (r == 0)
@@ -455,6 +457,8 @@ static void job_finish(struct pool *p, struct job *j)
 
 	lock_take(&j->n->lock);
 	s->flushing = false;
+	if (j->error == 0 || !j->installed)
+		s->record.flags &= ~RECORD_REPLACING;
 	still = atomic_load(&s->gen) != j->gen;
 	if (j->error < 0)
 		changes_move(&s->changes, &j->changes); /* they are still to be flushed */

@@ -48,6 +48,8 @@ struct scratch {
 	uint32_t opens, writers;
 	uint32_t holds;       /* pool threads that rely on it while the lock is not held */
 	bool flushing;        /* a flusher has it in work */
+	struct ident
+	    rival;   /* of an earlier run: a strange object where its own was; constant */
 	bool doomed;          /* the last link is gone */
 	bool doomed_listed;   /* in pool->doomed; under pool->lock */
 	bool doomed_dirty;    /* was dirty when the last link went (E3) */
@@ -249,7 +251,14 @@ void evict_add_doomed(struct pool *p, struct scratch *s);
 errint_t evict_start(struct pool *p);
 void evict_stop(struct pool *p);
 
+
 /* recovery.c */
+/* A regular file was met: if it is one whose scratch waits for it, it gets it. ctx: the pool. */
+void recovery_met(void *ctx, struct node *n);
+/* The node of a scratch whose object is someone else's (or whose number went astray): under the
+ * name of the hint, with the identity that is no more; its flush finds the conflict. ns held. */
+errint_t recovery_adopt_by_hint(struct pool *p, struct scratch *s, struct node **ret);
+/* search.c */
 /* The number of a waiting dirty scratch was met as n: compares it with the object there. True:
  * it is n's content (with its base brought up to date); false: the object is newer than what may
  * be believed of it. ns and n->lock held. */

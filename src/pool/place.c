@@ -5,6 +5,7 @@
  * An unmounted disk must not look like an empty pool: the store remembers its pool's UUID and
  * the pool its store's, and any mismatch is refused.
  */
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
@@ -13,6 +14,9 @@
 #include "base/text.h"
 #include "pool/internal.h"
 #include "store/private.h"
+
+#define HOLDER_TRIES    40
+#define HOLDER_PAUSE_NS 25000000L
 
 #define POOL_MAGIC "cellar-pool 1"
 
@@ -37,6 +41,14 @@ static errint_t read_pool_id(int dirfd, struct uuid *pool, struct uuid *store)
 	return 0;
 }
 
+errint_t pool_place_owner(const char *path, struct uuid *ret_store)
+{
+	cleanup_fd int fd = sys_openat(AT_FDCWD, path, O_RDONLY | O_DIRECTORY, 0);
+	struct uuid pool;
+
+	return fd < 0 ? fd : read_pool_id(fd, &pool, ret_store);
+}
+
 static errint_t write_pool_id(int dirfd, const struct uuid *pool, const struct uuid *store)
 {
 	char text[256];
@@ -44,6 +56,28 @@ static errint_t write_pool_id(int dirfd, const struct uuid *pool, const struct u
 	snprintf(text, sizeof(text), POOL_MAGIC "\nuuid %s\nstore %s\n",
 	         uuid_format(pool).s, uuid_format(store).s);
 	return store_replace_text(dirfd, "pool.self", text);
+}
+
+/* What the holder of the lock wrote, its first line; it writes right after it took it, so a text
+ * of somebody who is no more is waited out. */
+static ssize_t read_holder(int fd, char *buf, size_t size)
+{
+	const struct timespec pause = {.tv_nsec = HOLDER_PAUSE_NS};
+	ssize_t n = 0;
+
+	for (unsigned i = 0; i < HOLDER_TRIES; i++) {
+		int pid = 0;
+
+		if (i > 0)
+			(void)nanosleep(&pause, NULL);
+		n = sys_pread(fd, buf, size - 1, 0);
+		buf[MAX_OF(n, 0)] = '\0';
+		buf[strcspn(buf, "\n")] = '\0';
+		if (sscanf(buf, "pid %d", &pid) == 1 && pid > 0 &&
+		    (kill(pid, 0) == 0 || errno == EPERM))
+			break;
+	}
+	return n;
 }
 
 static errint_t lock_pool(struct pool_place *pl, bool *ret_draining, char **cause)
@@ -61,9 +95,7 @@ static errint_t lock_pool(struct pool_place *pl, bool *ret_draining, char **caus
 		if (errno != EWOULDBLOCK)
 			return set_cause_errno(cause, -errno, "cannot lock the pool \"%s\"",
 			                       pl->path);
-		n = sys_pread(pl->lock_fd, buf, sizeof(buf) - 1, 0);
-		buf[MAX_OF(n, 0)] = '\0';
-		buf[strcspn(buf, "\n")] = '\0';
+		n = read_holder(pl->lock_fd, buf, sizeof(buf));
 		if (ret_draining)
 			*ret_draining = n > 0 && strstr(buf, "draining") != NULL;
 		return set_cause(cause, -EBUSY,

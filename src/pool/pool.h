@@ -55,6 +55,8 @@ errint_t pool_place_open(const char *path, const struct uuid *store,
                          const struct uuid *store_pool, bool new_pool,
                          struct pool_place *ret, bool *ret_draining, char **cause);
 void pool_place_close(struct pool_place *p);
+/* Whose pool lies at path, without a lock: -ENOENT where there is none, -EUCLEAN. */
+errint_t pool_place_owner(const char *path, struct uuid *ret_store);
 
 /* Called when attributes of a node changed without the kernel asking (flush, evict); no
  * lock held. */
@@ -153,6 +155,9 @@ off_t pool_lseek(struct pool *p, struct node *n, off_t off, int whence); /* or -
 /* Overlays what the scratch knows (dirty: size, mtime, ctime, blocks) on logical
  * attributes. Under node->lock. An error: what it knows cannot be had now. */
 errint_t pool_overlay_attr(struct node *n, struct stat *st);
+/* The attributes of an open or dirty file whose object was taken away behind us, as far as they are
+ * known; false where n is no such file. Under node->lock. */
+bool pool_lone_attr(struct node *n, struct stat *ret);
 /* utimes through the mount: applied to the scratch too if there is one. ts as for
  * utimensat. Under node->lock. */
 errint_t pool_set_times(struct node *n, const struct timespec ts[2]);

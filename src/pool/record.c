@@ -13,6 +13,7 @@
 
 #define RECORD_VERSION  1
 #define HINT_MAX        3072 /* fits beside the record on every filesystem that we know */
+#define HINT_TAIL       9    /* NUL and hash */
 #define CHECKSUM_OFFSET (RECORD_LEN - 8)
 
 /* A position in the record; each call moves it on. */
@@ -131,12 +132,16 @@ errint_t record_read(int fd, struct record *ret)
 
 errint_t record_write_hint(int fd, const char *store_path)
 {
+	uint8_t buf[HINT_MAX + HINT_TAIL];
 	size_t len = strlen(store_path);
 	errint_t r;
 
 	if (len > HINT_MAX)
 		len = 0;
-	r = sys_fsetxattr(fd, HINT_XATTR, store_path, len, 0);
+	memcpy(buf, store_path, len);
+	buf[len] = '\0';
+	put_le64(buf + len + 1, XXH64(buf, len + 1, 0));
+	r = sys_fsetxattr(fd, HINT_XATTR, buf, len ? len + HINT_TAIL : 0, 0);
 	/* It is a hint: a filesystem without room for it costs a search, not the data. */
 	if (r == -ENOSPC || r == -E2BIG || r == -ERANGE)
 		r = sys_fsetxattr(fd, HINT_XATTR, "", 0, 0);
@@ -145,12 +150,16 @@ errint_t record_write_hint(int fd, const char *store_path)
 
 errint_t record_read_hint(int fd, char **ret)
 {
-	char buf[HINT_MAX + 1];
-	ssize_t n = sys_fgetxattr(fd, HINT_XATTR, buf, sizeof(buf) - 1);
+	uint8_t buf[HINT_MAX + HINT_TAIL];
+	ssize_t n = sys_fgetxattr(fd, HINT_XATTR, buf, sizeof(buf));
+	size_t len = n > HINT_TAIL ? (size_t)n - HINT_TAIL : 0;
 
 	if (n < 0 && n != -ENODATA && n != -ERANGE)
 		return (errint_t)n;
-	buf[MAX_OF(n, 0)] = '\0';
-	*ret = xstrdup(buf);
+	if (len && (strnlen((const char *)buf, len + 1) != len ||
+	            get_le64(buf + len + 1) != XXH64(buf, len + 1, 0)))
+		len = 0;
+	buf[len] = '\0';
+	*ret = xstrdup((const char *)buf);
 	return 0;
 }

@@ -9,6 +9,8 @@
  *   AT_BASE   has the base's stamp          trust rule                  take
  *   torn      base's, and then what an       cut back: AT_BASE           same
  *             append wrote (RECORD_APPEND)
+ *   (of a flush of this very scratch: an older version of the file, restored behind us, names
+ *   both too and is FOREIGN)
  *   NEWER     names this pool, this file,   n >= sync_seq: the object   take, with the new
  *             flush number n                is the truth; else new      base
  *                                           base and trust rule
@@ -139,6 +141,15 @@ static bool is_another_of_ours(struct pool *p, const struct record *rec,
 	return catalog_file_get(p->catalog, &f->stamp.ident, &row) && row.ino != rec->ino;
 }
 
+/* The object names this file: is it what a flush of this scratch made, or an older version that
+ * somebody put there? A flush says so in the record before the object can exist; a record that
+ * a power cut made old has a lower number than its flush. */
+static bool is_of_our_flush(const struct record *rec, const struct found *f)
+{
+	return (rec->flags & (RECORD_REPLACING | RECORD_APPEND)) ||
+	       f->object.cellar.seq > rec->seq;
+}
+
 static enum object_place classify(struct pool *p, const struct record *rec,
                                   const struct found *f)
 {
@@ -151,7 +162,7 @@ static enum object_place classify(struct pool *p, const struct record *rec,
 	                ident_equal(&rec->base.ident, &f->stamp.ident)))
 		return AT_BASE;
 	if (names_us(p, f, rec->ino))
-		return NEWER;
+		return is_of_our_flush(rec, f) ? NEWER : FOREIGN;
 	return is_another_of_ours(p, rec, f) ? ABSENT : FOREIGN;
 }
 
@@ -293,7 +304,7 @@ static void pin_number(struct pool *p, const struct scratch *s, const struct fou
 
 /* The node of a scratch whose object is someone else's (or whose number went astray): under the
  * name of the hint, with the identity that is no more; its flush finds the conflict. */
-static errint_t adopt_by_hint(struct pool *p, struct scratch *s, struct node **ret)
+errint_t recovery_adopt_by_hint(struct pool *p, struct scratch *s, struct node **ret)
 {
 	cleanup_free char *hint = xstrdup(s->hint);
 	char *slash = strrchr(hint, '/');
@@ -330,7 +341,7 @@ static errint_t find_node(struct pool *p, struct scratch *s, const struct found 
 			r = -EEXIST;
 		}
 	} else {
-		r = adopt_by_hint(p, s, ret);
+		r = recovery_adopt_by_hint(p, s, ret);
 	}
 	rwlock_drop(&p->tree->ns);
 	return r;
@@ -547,15 +558,43 @@ static errint_t claim_synced(struct pool *p, struct scratch *s)
 	return 0;
 }
 
+/* Another file of this pool is where ours was: remembers which, if we do not know it. */
+static void note_rival(struct pool *p, struct scratch *s, const struct found *f)
+{
+	struct catalog_file row;
+
+	if (f->where == ABSENT && f->object.has_cellar_frame &&
+	    !catalog_file_get(p->catalog, &f->stamp.ident, &row))
+		s->rival = f->stamp.ident;
+}
+
+/* One path that cannot be looked at keeps no mount from coming up. */
+static errint_t cannot_look(struct pool *p, struct scratch *s, errint_t err)
+{
+	cleanup_free char *hint = text_escape(s->hint);
+
+	log_warn("cannot look at \"%s\", where the object of a dirty scratch (number %llu) "
+	         "was last: %s; it is looked for",
+	         hint, (unsigned long long)s->ino, strerror(-err));
+	make_waiting(p, s);
+	return 0;
+}
+
 static errint_t recover_dirty(struct recovery *rc, struct scratch *s)
 {
 	struct pool *p = rc->p;
 	bool intact = is_intact(p, &s->record);
 	struct found f;
-	errint_t r = look_at(p, s->hint, &s->record, &f);
+	errint_t r;
 
+	r = look_at(p, s->hint, &s->record, &f);
+
+	if (r == 0 && intact)
+		note_rival(p, s, &f);
 	if (r == 0)
 		r = look_for_ingested(p, s, &f);
+	if (r < 0 && r != -ENOMEM)
+		return cannot_look(p, s, r);
 	if (r < 0) {
 		scratch_free(s);
 		return r;
@@ -725,7 +764,7 @@ bool recovery_settles(struct pool *p, struct scratch *s, struct node *n)
 	return true;
 }
 
-static void met(void *ctx, struct node *n)
+void recovery_met(void *ctx, struct node *n)
 {
 	struct pool *p = ctx;
 
@@ -774,155 +813,7 @@ errint_t pool_recover(struct pool *p, char **cause)
 		         (unsigned long long)rc.taken);
 	step("recovery.unmarked");
 	p->recovered = true;
-	p->tree->on_new = met;
+	p->tree->on_new = recovery_met;
 	p->tree->on_new_ctx = p;
 	return 0;
-}
-
-/* ---- the search behind the mount ---- */
-
-struct search {
-	struct pool *p;
-	struct node **stack;
-	size_t count, allocated;
-	bool whole; /* nothing was passed over for an error */
-};
-
-static void push(struct search *w, struct node *n)
-{
-	if (w->count == w->allocated) {
-		w->allocated = MAX_OF(64U, 2 * w->allocated);
-		w->stack = xrealloc(w->stack, w->allocated * sizeof(*w->stack));
-	}
-	w->stack[w->count++] = n;
-}
-
-/* Meets every entry of one directory; recovery_met does the rest. */
-static void search_dir(struct search *w, struct node *dir)
-{
-	struct tree *t = w->p->tree;
-	struct entry_rules rules = resolve_rules(t);
-	struct listing l = {0};
-	struct dirfd *pin;
-	int dirfd;
-	errint_t r;
-
-	rwlock_rd(&t->ns);
-	r = node_open_dir(t, dir, &dirfd, &pin);
-	rwlock_drop(&t->ns);
-	if (r == 0) {
-		r = entry_list(&rules, dirfd, dir->ino == TREE_ROOT_INO, &l);
-		dirfd_release(t, pin);
-	}
-	if (r < 0 && r != -ENOENT)
-		w->whole = false;
-	for (size_t i = 0; i < l.count && !atomic_load(&w->p->stopping); i++) {
-		struct node *n;
-		struct stat st;
-
-		if (l.items[i].type != DT_REG && l.items[i].type != DT_DIR)
-			continue;
-		rwlock_rd(&t->ns);
-		r = resolve_name(t, dir, l.items[i].logical, &n, &st);
-		rwlock_drop(&t->ns);
-		if (r < 0) {
-			if (r != -ENOENT)
-				w->whole = false;
-			continue;
-		}
-		if (S_ISDIR(n->type)) {
-			push(w, n);
-		} else {
-			met(w->p, n); /* also when the node was there already */
-			node_unref(t, n);
-		}
-	}
-	listing_clear(&l);
-}
-
-/* The walk is finished: what nobody met is gone. */
-static void give_up_waiting(struct pool *p)
-{
-	for (;;) {
-		struct scratch *s, *pick = NULL;
-
-		lock_take(&p->lock);
-		DL_FOREACH2(p->lru, s, lru_next)
-		{
-			if (!s->node && !s->busy && s->record.state == RECORD_DIRTY) {
-				pick = s;
-				pick->busy = true;
-				break;
-			}
-		}
-		lock_drop(&p->lock);
-		if (!pick)
-			return;
-		if (pick->record.flags & RECORD_DOOMED)
-			scratch_drop(p, pick); /* unlinked, and so it stayed */
-		else if (scratch_set_aside(p, pick, "its object is gone from the store") <
-		         0)
-			return;
-		atomic_fetch_sub(&p->waiting, 1);
-		lock_take(&p->lock);
-		pthread_cond_broadcast(&p->progress);
-		lock_drop(&p->lock);
-	}
-}
-
-static void search(struct pool *p)
-{
-	struct search w = {.p = p, .whole = true};
-
-	node_ref(p->tree, p->tree->root);
-	push(&w, p->tree->root);
-	while (w.count > 0) {
-		struct node *dir = w.stack[--w.count];
-
-		if (!atomic_load(&p->stopping) && atomic_load(&p->waiting) > 0)
-			search_dir(&w, dir);
-		node_unref(p->tree, dir);
-	}
-	free(w.stack);
-	if (atomic_load(&p->stopping) || atomic_load(&p->waiting) == 0)
-		return;
-	if (w.whole)
-		give_up_waiting(p);
-	else
-		log_warn(
-		    "not all of the store could be searched: %llu dirty scratch files keep "
-		    "waiting for their objects",
-		    (unsigned long long)atomic_load(&p->waiting));
-}
-
-static void *search_main(void *arg)
-{
-	struct pool *p = arg;
-
-	search(p);
-	lock_take(&p->lock);
-	atomic_store(&p->searched, true);
-	pthread_cond_broadcast(&p->progress);
-	lock_drop(&p->lock);
-	return NULL;
-}
-
-errint_t recovery_start_search(struct pool *p)
-{
-	errint_t r;
-
-	if (atomic_load(&p->waiting) == 0)
-		return 0;
-	r = thread_start(&p->searcher, "search", search_main, p);
-	p->searcher_running = r == 0;
-	return r;
-}
-
-void recovery_stop_search(struct pool *p)
-{
-	if (!p->searcher_running)
-		return;
-	atomic_store(&p->stopping, true);
-	(void)pthread_join(p->searcher, NULL);
-	p->searcher_running = false;
 }

@@ -20,6 +20,7 @@
 #include <inttypes.h>
 #include <linux/openat2.h>
 #include <stdio.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/file.h>
 #include <unistd.h>
@@ -32,6 +33,8 @@
 #define STORE_ID        "store.id"
 #define POOL_ID         "pool.id"
 #define LOCK_FILE       "lock"
+#define HOLDER_TRIES    40
+#define HOLDER_PAUSE_NS 25000000L
 #define TMP_DIR         "tmp"
 #define STORE_ID_FORMAT "cellar-store 1\nuuid %s\nnext_ino %" PRIu64 "\n"
 #define POOL_ID_FORMAT  "cellar-pool 1\nuuid %s\n"
@@ -154,16 +157,33 @@ static errint_t load_store_id(struct store *s, char **cause)
 
 /* ---- the lock ---- */
 
+/* What the holder of the lock has written; it writes right after it took it, so a text of somebody
+ * who is no more is waited out. Returns the pid, 0 if it is not known. */
+static unsigned long read_holder(struct store *s, char text[LOCK_TEXT_MAX])
+{
+	const struct timespec pause = {.tv_nsec = HOLDER_PAUSE_NS};
+	unsigned long pid = 0;
+
+	for (unsigned i = 0; i < HOLDER_TRIES; i++) {
+		if (i > 0)
+			(void)nanosleep(&pause, NULL);
+		if (read_fd_text(s->lock_fd, text, LOCK_TEXT_MAX))
+			text[0] = '\0';
+		pid = 0;
+		(void)sscanf(text, "pid %lu", &pid);
+		if (pid && (kill((pid_t)pid, 0) == 0 || errno == EPERM))
+			break;
+	}
+	return pid;
+}
+
 static void explain_busy(struct store *s, bool *ret_draining, char **cause)
 {
 	char text[LOCK_TEXT_MAX];
 	char *mountpoint = NULL;
-	unsigned long pid = 0;
+	unsigned long pid = read_holder(s, text);
 	bool draining;
 
-	if (read_fd_text(s->lock_fd, text, sizeof text))
-		text[0] = '\0';
-	(void)sscanf(text, "pid %lu", &pid);
 	draining = strstr(text, "\nstate draining\n") != NULL;
 	if (ret_draining)
 		*ret_draining = draining;
@@ -189,8 +209,14 @@ static errint_t take_lock(struct store *s, bool *ret_draining, char **cause)
 	if (s->lock_fd < 0)
 		return set_cause_errno(cause, s->lock_fd, "cannot open \"%s/%s/%s\"",
 		                       s->path, NAMES_PRIVATE, LOCK_FILE);
-	if (flock(s->lock_fd, LOCK_EX | LOCK_NB) == 0)
-		return 0;
+	if (flock(s->lock_fd, LOCK_EX | LOCK_NB) == 0) {
+		errint_t err =
+		    store_set_state(s, "running", NULL); /* at once: read_holder() */
+
+		return err ? set_cause_errno(cause, err, "cannot write \"%s/%s/%s\"",
+		                             s->path, NAMES_PRIVATE, LOCK_FILE)
+		           : 0;
+	}
 	if (errno != EWOULDBLOCK)
 		return set_cause_errno(cause, -errno, "cannot lock \"%s/%s/%s\"", s->path,
 		                       NAMES_PRIVATE, LOCK_FILE);
@@ -390,14 +416,7 @@ static errint_t open_locked(struct store *s, bool has_id, char **cause)
 	if (err)
 		return set_cause_errno(cause, err, "cannot read \"%s/%s/%s\"", s->path,
 		                       NAMES_PRIVATE, TMP_DIR);
-	err = has_id ? load_store_id(s, cause) : initialise(s, cause);
-	if (err)
-		return err;
-	err = store_set_state(s, "running", NULL);
-	if (err)
-		set_cause_errno(cause, err, "cannot write \"%s/%s/%s\"", s->path,
-		                NAMES_PRIVATE, LOCK_FILE);
-	return err;
+	return has_id ? load_store_id(s, cause) : initialise(s, cause);
 }
 
 static errint_t open_parts(struct store *s, const char *path, unsigned flags,
