@@ -544,6 +544,7 @@ errint_t mount_start(const struct mount_config *c, struct mount **ret, char **ca
 	}
 	free(steal_pointer(&mounting_error));
 	m->store_workers = workers_new("store", STORE_WORKERS, NULL);
+	m->pool_workers = workers_new("pool", POOL_WORKERS, NULL);
 	m->wait_workers = workers_new("wait", WAIT_WORKERS, NULL);
 	*ret = m;
 	return 0;
@@ -617,7 +618,9 @@ errint_t mount_run(struct mount *m)
 
 	/* A store worker may hand its request on to the others. */
 	workers_stop(steal_pointer(&m->store_workers));
+	workers_stop(steal_pointer(&m->pool_workers));
 	workers_stop(steal_pointer(&m->wait_workers));
+	requests_stop(m);
 	open_items_close(m);
 	return err;
 }
@@ -697,7 +700,9 @@ void mount_free(struct mount *m)
 		return;
 	/* NULL after mount_run() */
 	workers_stop(m->store_workers);
+	workers_stop(m->pool_workers);
 	workers_stop(m->wait_workers);
+	requests_stop(m);
 	if (m->se) {
 		if (is_mounted(m))
 			(void)unmount(m->mountpoint, true);

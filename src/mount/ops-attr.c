@@ -101,6 +101,7 @@ void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 
 	r.ino = parent;
 	r.name = name;
+	r.abandonable = true;
 	request_dispatch(&r, RUN_STORE);
 }
 
@@ -140,7 +141,8 @@ static enum run_end reply_attr(struct request *r, struct node *n)
 		return reply_error(r, n, stale_if_gone(err), cause);
 	free(cause);
 	lock_assert_none();
-	(void)fuse_reply_attr(r->req, &attr, r->m->timeout_s);
+	if (request_claim(r))
+		(void)fuse_reply_attr(r->req, &attr, r->m->timeout_s);
 	return RUN_DONE;
 }
 
@@ -161,6 +163,7 @@ void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	struct request r = request_init(req, run_getattr);
 
 	r.ino = ino;
+	r.abandonable = true;
 	request_dispatch(&r, RUN_STORE);
 }
 

@@ -389,7 +389,7 @@ static enum run_end run_open(struct request *r)
 		h = handle_new(m, n, pool_flags, r->flags);
 		handle_fill(m, h, &fi);
 		lock_assert_none();
-		if (fuse_reply_open(r->req, &fi) != 0)
+		if (!request_claim(r) || fuse_reply_open(r->req, &fi) != 0)
 			handle_close(m, h);
 	}
 	node_unref(m->tree, n);
@@ -402,6 +402,7 @@ void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 
 	r.ino = ino;
 	r.flags = fi->flags;
+	r.abandonable = true;
 	request_dispatch(&r, RUN_STORE);
 }
 
@@ -431,6 +432,8 @@ static void reply_view(const struct request *r, const struct read_view *v)
 	struct fuse_bufvec buf = FUSE_BUFVEC_INIT(r->size);
 
 	lock_assert_none();
+	if (!request_claim(r))
+		return;
 	if (v->fd < 0) {
 		(void)fuse_reply_iov(r->req, v->iov, (int)v->count);
 		return;
@@ -465,7 +468,8 @@ void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 	r.handle = handle_of(fi);
 	r.size = size;
 	r.off = (uint64_t)off;
-	request_dispatch(&r, RUN_STORE);
+	r.abandonable = true;
+	request_dispatch(&r, RUN_POOL);
 }
 
 /* ---- write ---- */
@@ -544,7 +548,7 @@ void op_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *buf, off_t
 	r.buf = buf;
 	r.size = fuse_buf_size(buf);
 	r.off = (uint64_t)off;
-	request_dispatch(&r, r.handle->sync ? RUN_WAIT : RUN_STORE);
+	request_dispatch(&r, r.handle->sync ? RUN_WAIT : RUN_POOL);
 }
 
 /* ---- fsync, fallocate, lseek ---- */

@@ -3,12 +3,15 @@
  *
  * Life of a queued request:
  *
- *   QUEUED --worker begins--> BEGUN --> answered by its run function
- *      \--interrupt, caller is dying--> CANCELLED (answered EINTR by the interrupt)
+ *   QUEUED --worker begins--> BEGUN --request_claim()--> CLAIMED, answered by the worker
+ *      \                        |
+ *       \--caller is dying------+--caller is dying, abandonable--> CANCELLED, answered EINTR
  *
- * Whoever moves the state away from QUEUED answers. The worker frees the memory in both
- * cases; the interrupt callback touches it only before its move, and a worker that has
- * begun unregisters the callback, which waits for one that is running.
+ * Whoever moves the state to CLAIMED or CANCELLED answers. (What is not abandonable needs no
+ * claim: once begun nobody else answers it.) The worker frees the memory in all cases; the
+ * interrupt callback touches it only before its move, and the worker unregisters the callback,
+ * which waits for one that is running, before it answers. The watcher moves the state and
+ * takes the request off its list under m->lock, and touches only libfuse's part afterwards.
  *
  * A process in OPEN ignores even SIGKILL until the reply, so dying callers are let go; a
  * signal that the caller catches must not fail its open or read, as on any local
@@ -137,33 +140,129 @@ static bool caller_is_dying(pid_t pid)
 
 /* ---- dispatch ---- */
 
-enum queued_state { QUEUED, BEGUN, CANCELLED };
+enum queued_state { QUEUED, BEGUN, CLAIMED, CANCELLED };
+
+#define WATCH_MS 100
 
 struct queued {
 	struct request r;
 	_Atomic int state;
+	bool interrupted; /* while it was being queued */
+	bool watched;     /* under m->lock; so are the two below */
+	struct queued *prev, *next;
 	void *data; /* owned copies of what r points to */
 	char names[];
 };
 
 /* libfuse calls the interrupt function from inside fuse_req_interrupt_func() when the
  * interrupt came first. There a reply would free the request under its caller's feet: it
- * is left to the worker. */
+ * is left to the watcher. */
 static __thread bool registering;
+
+/* Takes the right to answer from the worker, where that may be. */
+static bool cancel(struct queued *q)
+{
+	int expected = QUEUED;
+
+	if (atomic_compare_exchange_strong(&q->state, &expected, CANCELLED))
+		return true;
+	expected = BEGUN;
+	return q->r.claim &&
+	       atomic_compare_exchange_strong(&q->state, &expected, CANCELLED);
+}
+
+/* One round of the watcher: answers for one caller who is dying by now. m->lock held, which is
+ * given up for the answer. False: there is none. */
+static bool watch_once(struct mount *m)
+{
+	struct queued *q;
+
+	DL_FOREACH (m->watched, q) {
+		fuse_req_t req = q->r.req;
+
+		if (!caller_is_dying(q->r.pid) || !cancel(q))
+			continue;
+		DL_DELETE(m->watched, q);
+		q->watched = false;
+		lock_drop(&m->lock);
+		(void)fuse_reply_err(req, EINTR);
+		lock_take(&m->lock);
+		return true;
+	}
+	return false;
+}
+
+static void *watcher_main(void *arg)
+{
+	struct mount *m = arg;
+
+	lock_take(&m->lock);
+	while (m->watching) {
+		if (!m->watched)
+			lock_wait(&m->lock, &m->changed);
+		else if (!watch_once(m))
+			(void)lock_wait_ms(&m->lock, &m->changed, WATCH_MS);
+	}
+	lock_drop(&m->lock);
+	return NULL;
+}
+
+static void watch(struct queued *q)
+{
+	struct mount *m = q->r.m;
+
+	lock_take(&m->lock);
+	if (!m->watching && !m->ended)
+		m->watching = thread_start(&m->watcher, "watcher", watcher_main, m) == 0;
+	if (m->watching && !q->watched) {
+		DL_APPEND(m->watched, q);
+		q->watched = true;
+		pthread_cond_broadcast(&m->changed);
+	}
+	lock_drop(&m->lock);
+}
+
+static void unwatch(struct queued *q)
+{
+	struct mount *m = q->r.m;
+
+	lock_take(&m->lock);
+	if (q->watched)
+		DL_DELETE(m->watched, q);
+	q->watched = false;
+	lock_drop(&m->lock);
+}
+
+void requests_stop(struct mount *m)
+{
+	bool watching;
+
+	lock_take(&m->lock);
+	watching = m->watching;
+	m->watching = false;
+	pthread_cond_broadcast(&m->changed);
+	lock_drop(&m->lock);
+	if (watching)
+		(void)pthread_join(m->watcher, NULL);
+}
 
 static void on_interrupt(fuse_req_t req, void *arg)
 {
 	struct queued *q = arg;
-	int expected = QUEUED;
 
-	if (registering || !caller_is_dying(q->r.pid))
+	if (registering) {
+		q->interrupted = true;
 		return;
-	if (atomic_compare_exchange_strong(&q->state, &expected, CANCELLED))
+	}
+	if (!caller_is_dying(q->r.pid))
+		watch(q); /* no other interrupt will come */
+	else if (cancel(q))
 		(void)fuse_reply_err(req, EINTR);
 }
 
 static void queued_free(struct queued *q)
 {
+	unwatch(q);
 	free(q->data);
 	free(q);
 }
@@ -209,6 +308,8 @@ static struct queued *queued_new(const struct request *r, errint_t *ret_err)
 		return NULL;
 	q->r = *r;
 	q->data = NULL;
+	q->watched = false;
+	q->r.claim = NULL;
 	atomic_init(&q->state, QUEUED);
 	*ret_err = copy_arguments(q, r);
 	if (*ret_err) {
@@ -225,13 +326,19 @@ static void queue(struct queued *q, enum run_class class)
 	struct mount *m = q->r.m;
 
 	q->r.may_wait = class == RUN_WAIT;
+	q->r.claim = q->r.may_wait && q->r.abandonable ? &q->state : NULL;
 	atomic_store(&q->state, QUEUED);
 	count_one(COUNTER_REQUESTS_QUEUED);
+	q->interrupted = false;
 	registering = true;
 	fuse_req_interrupt_func(q->r.req, on_interrupt, q);
 	registering = false;
-	workers_queue(class == RUN_WAIT ? m->wait_workers : m->store_workers, queued_run,
-	              q);
+	if (q->interrupted)
+		watch(q);
+	workers_queue(class == RUN_WAIT   ? m->wait_workers
+	              : class == RUN_POOL ? m->pool_workers
+	                                  : m->store_workers,
+	              queued_run, q);
 }
 
 /* Asked between two pieces of long work, too (base/cancel.h). */
@@ -239,6 +346,8 @@ static bool caller_is_gone(void *arg)
 {
 	const struct queued *q = arg;
 
+	if (q->r.claim) /* libfuse's part may be gone */
+		return atomic_load(&q->state) == CANCELLED;
 	return fuse_req_interrupted(q->r.req) && caller_is_dying(q->r.pid);
 }
 
@@ -252,8 +361,12 @@ static void queued_run(void *arg)
 		queued_free(q);
 		return;
 	}
-	fuse_req_interrupt_func(q->r.req, NULL, NULL);
-	if (caller_is_gone(q)) {
+	if (!q->r.claim) {
+		/* The watcher may not find it begun either. */
+		fuse_req_interrupt_func(q->r.req, NULL, NULL);
+		unwatch(q);
+	}
+	if (!q->r.claim && caller_is_gone(q)) {
 		(void)reply_errno(&q->r, -EINTR);
 		queued_free(q);
 		return;
@@ -297,23 +410,56 @@ struct request request_init(fuse_req_t req, run_fn run)
 	return r;
 }
 
+bool request_claim(const struct request *r)
+{
+	int expected = BEGUN;
+
+	if (!r->claim)
+		return true;
+	if (!atomic_compare_exchange_strong(r->claim, &expected, CLAIMED))
+		return false;
+	fuse_req_interrupt_func(r->req, NULL, NULL);
+	return true;
+}
+
+/* Whether the request may run on this loop thread. */
+static bool take_loop_thread(struct mount *m, enum run_class class)
+{
+	if (class == RUN_INLINE)
+		return true;
+	if (class == RUN_WAIT)
+		return false;
+	if (class == RUN_STORE && atomic_fetch_add(&m->inline_now, 1) >= INLINE_MAX) {
+		atomic_fetch_sub(&m->inline_now, 1);
+		return false;
+	}
+	if (atomic_fetch_add(&m->inline_all, 1) < LOOP_THREADS - 1)
+		return true;
+	atomic_fetch_sub(&m->inline_all, 1);
+	if (class == RUN_STORE)
+		atomic_fetch_sub(&m->inline_now, 1);
+	return false;
+}
+
+static void give_loop_thread(struct mount *m, enum run_class class)
+{
+	if (class == RUN_STORE)
+		atomic_fetch_sub(&m->inline_now, 1);
+	if (class == RUN_STORE || class == RUN_POOL)
+		atomic_fetch_sub(&m->inline_all, 1);
+}
+
 void request_dispatch(struct request *r, enum run_class class)
 {
 	struct mount *m = r->m;
 	enum run_end end;
 
-	if (class == RUN_STORE && atomic_fetch_add(&m->inline_now, 1) >= INLINE_MAX) {
-		atomic_fetch_sub(&m->inline_now, 1);
-		copy_and_queue(r, RUN_STORE);
-		return;
-	}
-	if (class == RUN_WAIT) {
-		copy_and_queue(r, RUN_WAIT);
+	if (!take_loop_thread(m, class)) {
+		copy_and_queue(r, class);
 		return;
 	}
 	end = r->run(r);
-	if (class == RUN_STORE)
-		atomic_fetch_sub(&m->inline_now, 1);
+	give_loop_thread(m, class);
 	if (end == RUN_MUST_WAIT)
 		copy_and_queue(r, RUN_WAIT);
 }
@@ -323,7 +469,8 @@ void request_dispatch(struct request *r, enum run_class class)
 enum run_end reply_errno(const struct request *r, errint_t err)
 {
 	lock_assert_none();
-	(void)fuse_reply_err(r->req, -err);
+	if (request_claim(r))
+		(void)fuse_reply_err(r->req, -err);
 	return RUN_DONE;
 }
 
@@ -370,6 +517,8 @@ enum run_end reply_entry(const struct request *r, struct node *n, const struct s
 	struct fuse_entry_param e;
 
 	lock_assert_none();
+	if (!request_claim(r))
+		return RUN_DONE;
 	fill_entry(r->m, n, attr, &e);
 	lookup_count(r->m, n);
 	if (fuse_reply_entry(r->req, &e) != 0)

@@ -8,6 +8,9 @@
  *   RUN_STORE   touches the store's or the pool's disk: runs at once while fewer than
  *               INLINE_MAX such requests are on loop threads, so that a slow disk always
  *               leaves loop threads that answer; else on the `store` workers
+ *   RUN_POOL    touches the pool's disk only: runs at once while one loop thread is left for
+ *               others, else on the `pool` workers: however many requests wait for a slow
+ *               store, bytes that are warm are read and written
  *   RUN_WAIT    may hydrate, sync, flush, or wait for a flusher: on the `wait` workers
  *
  * A run function answers the request exactly once and returns RUN_DONE, or does nothing
@@ -15,7 +18,10 @@
  * worker with may_wait set, and must answer there. A request that is queued owns copies of
  * its arguments.
  *
- * A queued request whose caller is being killed is answered EINTR before it begins.
+ * A queued request whose caller is being killed is answered EINTR: before it begins, and if it
+ * is `abandonable` also while a `wait` worker is at it. Then that one's answer comes to
+ * nothing: it asks request_claim() first. An interrupt comes once in the life of a request;
+ * whose caller was not dying then is looked at again until he is (the watcher).
  *
  * No lock is held at a reply. A reply that the kernel does not take (the caller was
  * interrupted) undoes what the kernel would have counted: look-ups and handles.
@@ -36,7 +42,8 @@
 #define LOOP_THREADS  16
 #define INLINE_MAX    (LOOP_THREADS - 4)
 #define STORE_WORKERS 8
-#define WAIT_WORKERS  16
+#define POOL_WORKERS  8
+#define WAIT_WORKERS  32
 
 struct mount {
 	/* constant after mount_start() */
@@ -45,14 +52,16 @@ struct mount {
 	const struct options *options;
 	char *mountpoint, *source;
 	struct fuse_session *se;
-	struct workers *store_workers, *wait_workers; /* until mount_run() ends */
-	bool privileged;  /* fsuid and fsgid can be the caller's */
-	double timeout_s; /* of attributes and entries */
-	int mount_id;     /* in /proc/self/mountinfo; -1 unknown */
+	struct workers *store_workers, *pool_workers,
+	    *wait_workers; /* until mount_run() ends */
+	bool privileged;   /* fsuid and fsgid can be the caller's */
+	double timeout_s;  /* of attributes and entries */
+	int mount_id;      /* in /proc/self/mountinfo; -1 unknown */
 	void (*ready)(void *ctx);
 	void *ready_ctx;
 
 	_Atomic unsigned inline_now; /* RUN_STORE requests on loop threads */
+	_Atomic unsigned inline_all; /* these and RUN_POOL ones */
 	_Atomic bool ended;          /* no loop any more */
 
 	struct lock lock; /* LOCK_LEAF */
@@ -61,6 +70,10 @@ struct mount {
 	bool looping, stopping;
 	pthread_t looper;
 	struct open_item *open_items;
+	struct queued
+	    *watched; /* requests whose caller was interrupted and is not dying yet */
+	bool watching;
+	pthread_t watcher;
 };
 
 /* What the kernel holds open, files and directories. umount does not deliver every RELEASE:
@@ -74,7 +87,7 @@ void open_item_add(struct mount *m, struct open_item *i,
 void open_item_remove(struct mount *m, struct open_item *i);
 void open_items_close(struct mount *m);
 
-enum run_class { RUN_INLINE, RUN_STORE, RUN_WAIT };
+enum run_class { RUN_INLINE, RUN_STORE, RUN_POOL, RUN_WAIT };
 enum run_end { RUN_DONE, RUN_MUST_WAIT };
 
 struct handle;
@@ -89,7 +102,10 @@ struct request {
 	gid_t gid;
 	pid_t pid;
 	mode_t umask;
-	bool may_wait; /* on a worker that may */
+	bool may_wait;    /* on a worker that may */
+	bool abandonable; /* what it does may come to nothing once its caller dies */
+	_Atomic int
+	    *claim; /* of a queued one that may have been answered; see request_claim() */
 
 	/* Arguments: which ones are set is each operation's business. */
 	uint64_t ino, ino2;
@@ -109,6 +125,14 @@ struct request {
 /* Counts the request and takes the caller from it. */
 struct request request_init(fuse_req_t req, run_fn run);
 void request_dispatch(struct request *r, enum run_class class);
+
+/* Ends the watch for the caller's death. */
+void requests_stop(struct mount *m);
+
+/* Whether the request is still to be answered, by the caller of this; asked at most once, right
+ * before fuse_reply_*(). What was counted for the answer is taken back if not. The reply_*()
+ * below ask by themselves. */
+bool request_claim(const struct request *r);
 
 /* ---- replies; each returns RUN_DONE ---- */
 
