@@ -138,7 +138,7 @@ check_pages() {
 	done
 }
 
-c_files() { find src tests/unit tests/fuzz tests/mount -name '*.[ch]' -type f; }
+c_files() { find src tests/unit tests/fuzz tests/mount tests/tools -name '*.[ch]' -type f; }
 
 check_format() {
 	local tool
