@@ -46,11 +46,11 @@ struct scratch {
 	struct record record; /* as last written */
 	int fd;               /* O_RDWR while opens > 0, else -1 */
 	uint32_t opens, writers;
-	uint32_t holds;       /* pool threads that rely on it while the lock is not held */
-	bool flushing;        /* a flusher has it in work */
+	uint32_t holds; /* pool threads that rely on it while the lock is not held */
+	bool flushing;  /* a flusher has it in work */
 	struct ident
 	    rival;   /* of an earlier run: a strange object where its own was; constant */
-	bool doomed;          /* the last link is gone */
+	bool doomed; /* the last link is gone */
 	bool doomed_listed;   /* in pool->doomed; under pool->lock */
 	bool doomed_dirty;    /* was dirty when the last link went (E3) */
 	uint32_t raises;      /* of the three below: a sync lowers what it has seen */
@@ -250,7 +250,6 @@ void evict_doomed(struct pool *p);
 void evict_add_doomed(struct pool *p, struct scratch *s);
 errint_t evict_start(struct pool *p);
 void evict_stop(struct pool *p);
-
 
 /* recovery.c */
 /* A regular file was met: if it is one whose scratch waits for it, it gets it. ctx: the pool. */
