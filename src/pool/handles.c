@@ -254,6 +254,11 @@ void scratch_adopt_earlier(struct pool *p, struct node *n)
 	if (!s)
 		return;
 	waited = s->record.state == RECORD_DIRTY;
+	if (!waited &&
+	    n->plain) { /* decoded when its name was another one: shown raw now */
+		scratch_drop(p, s);
+		return;
+	}
 	if (waited && !recovery_settles(p, s, n)) {
 		scratch_drop(p, s);
 		atomic_fetch_sub(&p->waiting, 1);
