@@ -64,7 +64,7 @@ check_uses() {
 		bad_lines "SQL outside catalog/"
 	grep -rnE '#[[:space:]]*include[[:space:]]*<(fuse|linux/fuse)' src --include='*.[ch]' |
 		grep -v '^src/mount/' | bad_lines "FUSE outside mount/"
-	grep -rnE '\b(strcpy|strcat|sprintf|vsprintf|gets|strtok)[[:space:]]*\(' src tests/unit tests/fuzz tests/mount \
+	grep -rnE '\b(strcpy|strcat|sprintf|vsprintf|gets|strtok)[[:space:]]*\(' src tests/unit tests/fault tests/fuzz tests/mount \
 		--include='*.[ch]' | bad_lines "banned function"
 }
 
@@ -94,10 +94,10 @@ check_makefile() {
 	done < <(grep -oE '\b(src|tests)/[A-Za-z0-9_/.-]+\.(c|h|def)\b' Makefile.am | sort -u)
 	while IFS= read -r file; do
 		grep -qF "$file" Makefile.am || bad "$file: not in Makefile.am"
-	done < <(find src tests/unit \( -name '*.h' -o -path 'src/*.c' -o -name '*.def' \) -type f)
+	done < <(find src tests/unit tests/fault \( -name '*.h' -o -path 'src/*.c' -o -name '*.def' \) -type f)
 	while IFS= read -r file; do
 		grep -qE "${file%.c}( |\\\\|\$)" Makefile.am || bad "$file: not in Makefile.am"
-	done < <(find tests/unit tests/fuzz tests/mount -name '*.c' -type f)
+	done < <(find tests/unit tests/fault tests/fuzz tests/mount -name '*.c' -type f)
 	while IFS= read -r file; do
 		[ -e "$file.c" ] || bad "Makefile.am: $file has no source"
 	done < <(grep -oE '\btests/(unit/test|fuzz/fuzz)-[a-z0-9-]+' Makefile.am | sort -u)
@@ -138,7 +138,7 @@ check_pages() {
 	done
 }
 
-c_files() { find src tests/unit tests/fuzz tests/mount tests/tools -name '*.[ch]' -type f; }
+c_files() { find src tests/unit tests/fault tests/fuzz tests/mount tests/tools -name '*.[ch]' -type f; }
 
 check_format() {
 	local tool

@@ -105,6 +105,20 @@ bool evict_no_space(struct pool *p)
 	return false;
 }
 
+/* Whether waiting can make room: something may be evicted, or flushed and then evicted.
+ * p->lock held. */
+static bool may_gain(struct pool *p)
+{
+	struct scratch *s;
+
+	DL_FOREACH2(p->lru, s, lru_next)
+	{
+		if (!s->is_open && !s->pinned && (!s->is_dirty || s->fail_count == 0))
+			return true;
+	}
+	return false;
+}
+
 errint_t evict_throttle(struct pool *p, bool wait)
 {
 	uint64_t until;
@@ -119,7 +133,7 @@ errint_t evict_throttle(struct pool *p, bool wait)
 	while (atomic_load(&p->full) && !atomic_load(&p->stopping)) {
 		uint64_t now = clock_mono_ms();
 
-		if (now >= until || (atomic_load(&p->no_space) && p->dirty_count == 0))
+		if (now >= until || (atomic_load(&p->no_space) && !may_gain(p)))
 			break;
 		(void)lock_wait_ms(&p->lock, &p->progress, MIN_OF(until - now, 200U));
 	}
@@ -487,7 +501,15 @@ static void *house_main(void *arg)
 
 errint_t evict_start(struct pool *p)
 {
-	errint_t r = thread_start(&p->housekeeper, "housekeeper", house_main, p);
+	struct space space;
+	errint_t r;
+
+	/* Known before the first request: an earlier run may have left it full. */
+	lock_take(&p->lock);
+	atomic_store(&p->no_space, measure_disk(p, &space) && below_mark(&space, 1));
+	evict_measure(p);
+	lock_drop(&p->lock);
+	r = thread_start(&p->housekeeper, "housekeeper", house_main, p);
 
 	p->house_running = r == 0;
 	return r;

@@ -315,6 +315,9 @@ def test_read_only(box, where):
     c = make(box, **{where: disk})
     files = {"a": noise(MIB, 1)}
     c.write("a", files["a"])
+    w = os.open(c.path("a"), os.O_RDWR)
+    os.fsync(w)
+    os.close(w)
     fd = os.open(c.path("a"), os.O_RDONLY)
     run("mount", "-o", "remount,abort", disk.path)
     assert c.read("a") == files["a"]
