@@ -212,6 +212,7 @@ void hydrate_opened(struct scratch *s)
 	if (!h)
 		return;
 	lock_take(&h->lock);
+	h->closed = false;
 	for (size_t i = 0; i < h->units; i++) {
 		if (h->state[i] == FRAME_BAD)
 			h->state[i] = FRAME_MISSING;
@@ -228,6 +229,7 @@ void hydrate_closed(struct pool *p, struct scratch *s)
 		return;
 	readahead_forget(p, h, false);
 	lock_take(&h->lock);
+	h->closed = true;
 	while (h->held)
 		held_unlist(p, h, h->held);
 	if (!h->completing && !h->stream_busy)
@@ -269,6 +271,7 @@ errint_t hydrate_abandon(struct scratch *s, struct hydration **ret)
 		}
 	}
 	h->kept_bytes = 0;
+	h->order_next = 0;
 	lock_drop(&h->lock);
 	s->hydration = NULL;
 	atomic_store(&s->whole, true);
@@ -388,13 +391,14 @@ bool hydrate_would_hold(struct pool *p, const struct hydration *h, size_t unit,
 
 static enum claim claim_in_order(struct hydration *h, size_t to, size_t *ret)
 {
-	size_t unit = 0;
+	size_t unit = h->order_next;
 
 	if (h->stream_busy)
 		return CLAIM_BUSY;
 	/* Only what is complete lies before: the first that is not VALID is next. */
 	while (unit < to && h->state[unit] == FRAME_VALID)
 		unit++;
+	h->order_next = unit;
 	INVARIANT(unit < to && h->state[unit] != FRAME_BUSY);
 	if (h->state[unit] == FRAME_BAD)
 		return CLAIM_BAD;
@@ -466,6 +470,7 @@ static void spoil_from(struct hydration *h, uint64_t proved)
 		if (h->state[i] == FRAME_VALID)
 			h->missing++;
 		h->state[i] = FRAME_BAD;
+		h->order_next = MIN_OF(h->order_next, i);
 	}
 }
 
@@ -489,7 +494,8 @@ static void settle(struct pool *p, struct hydration *h, size_t unit, errint_t r,
 		h->stream_busy = false;
 		if (r == -EUCLEAN && h->stream)
 			spoil_from(h, object_stream_proved(h->stream));
-		if (r < 0) /* begun anew by whoever comes next */
+		if (r < 0 || (h->closed && !h->completing))
+			/* begun anew by whoever comes next */
 			object_stream_free(steal_pointer(&h->stream));
 	}
 	pthread_cond_broadcast(&h->changed);

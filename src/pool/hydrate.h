@@ -87,6 +87,8 @@ struct hydration {
 	    *stream; /* in_order: the decoder between two units; its own while
 	                               * stream_busy */
 	bool stream_busy;
+	bool closed;       /* nobody has it open */
+	size_t order_next; /* in_order: all units before are VALID */
 	struct reader readers[READERS];
 	uint64_t reads, read_bytes;
 	struct want *wants;

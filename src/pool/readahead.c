@@ -191,24 +191,37 @@ struct held_frame *readahead_held_new(struct pool *p, size_t len)
 	return f;
 }
 
+static void free_frames(struct held_frame *f)
+{
+	while (f) {
+		struct held_frame *next = f->next;
+
+		free(f->data);
+		free(f);
+		f = next;
+	}
+}
+
 void readahead_held_free(struct pool *p, struct held_frame *f)
 {
 	struct readahead *ra = p->readahead;
-	bool keep;
+	bool last = atomic_fetch_sub(&p->held_bytes, f->len) == f->len;
+	struct held_frame *drop = f;
 
-	atomic_fetch_sub(&p->held_bytes, f->len);
 	INVARIANT(pthread_mutex_lock(&ra->bytes_lock) == 0);
-	keep = ra->spares < SPARE_MAX && f->room <= SLOT_KEEP;
-	if (keep) {
+	f->next = NULL;
+	if (last) {
+		/* Nobody reads that way any more. */
+		f->next = steal_pointer(&ra->spare);
+		ra->spares = 0;
+	} else if (ra->spares < SPARE_MAX && f->room <= SLOT_KEEP) {
 		f->next = ra->spare;
 		ra->spare = f;
 		ra->spares++;
+		drop = NULL;
 	}
 	INVARIANT(pthread_mutex_unlock(&ra->bytes_lock) == 0);
-	if (!keep) {
-		free(f->data);
-		free(f);
-	}
+	free_frames(drop);
 }
 
 /* ---- raising and forgetting ---- */
@@ -617,7 +630,6 @@ void readahead_free(struct pool *p)
 {
 	struct readahead *ra = p->readahead;
 	struct decode_slot *slot;
-	struct held_frame *f;
 
 	while ((slot = ra->slots) != NULL) {
 		ra->slots = slot->link;
@@ -625,11 +637,7 @@ void readahead_free(struct pool *p)
 		free(slot->logical);
 		free(slot);
 	}
-	while ((f = ra->spare) != NULL) {
-		ra->spare = f->next;
-		free(f->data);
-		free(f);
-	}
+	free_frames(ra->spare);
 	(void)pthread_mutex_destroy(&ra->bytes_lock);
 	pthread_cond_destroy(&ra->work);
 	pthread_cond_destroy(&ra->slot);
