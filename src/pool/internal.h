@@ -243,8 +243,7 @@ bool evict_no_space(struct pool *p);
 errint_t evict_make_room(struct pool *p, uint64_t bytes);
 /* Bytes that may be written to the pool's disk before its stop mark. */
 uint64_t evict_room(struct pool *p);
-bool evict_no_space(struct pool *p); /* past the stop mark of the disk, looked at anew */
-void evict_measure(struct pool *p);  /* pool->lock held: sets p->full */
+void evict_measure(struct pool *p); /* pool->lock held: sets p->full */
 /* Whether the pool's disk can take so many bytes more and stay above its marks. */
 bool pool_has_room(struct pool *p, uint64_t bytes);
 void evict_doomed(struct pool *p);
