@@ -679,6 +679,37 @@ def test_kill_in_recovery_after_a_reboot(box, name):
     check_store(c, [f"{k}{i}" for k in ("f", "read", "written", "elsewhere") for i in range(2)])
 
 
+@pytest.mark.parametrize("name", [n for n in named_steps() if n.startswith("append.")])
+def test_append_stopped(box, name):
+    """At every step of an append (A1): zstd reads the object; recovery, itself stopped at its
+    cut, leaves the old content or the new, and what was written is in the scratch."""
+    c = box.cellar(writeback_delay="1h", frame_size="64K", append_min="4K").start()
+    old, more = text(500 * KIB, 1), text(100 * KIB, 2)
+    c.write("log", old)
+    c.flush()
+    c.stop()
+    at = "append.frames" if name == "append.cut" else name
+    c.start({"CELLAR_TEST_STEP": f"{at}:1=kill"})
+    with open(c.path("log"), "ab", buffering=0) as f:
+        f.write(more)
+    c.flush(check=False)
+    assert c.wait_end() == -signal.SIGKILL, f"{at} was not reached"
+    c.expect_crash()
+    got = zstd_cat(c.object_path("log"))
+    assert (old + more).startswith(got) and got.startswith(old)
+    if name == "append.cut":
+        c.launch({"CELLAR_TEST_STEP": "append.cut:1=kill"})
+        assert c.wait_end() == -signal.SIGKILL, "recovery has cut nothing"
+    c.start()
+    assert c.read("log") == old + more
+    assert zstd_cat(c.object_path("log")) in (old, old + more)
+    c.flush()
+    assert c.stored("log") == old + more
+    assert zstd_cat(c.object_path("log")) == old + more
+    c.remount()
+    assert c.read("log") == old + more
+
+
 def test_there_are_named_steps():
     """The parametrisation above must not be empty by accident."""
     assert len(named_steps()) >= 8, named_steps()
