@@ -628,8 +628,7 @@ errint_t resolve_store_path(struct tree *t, const char *store_path, struct node 
 static bool info_is_current(const struct node *n, const struct stat *st)
 {
 	/* A stamp is compared with the hash of a file that has a scratch. */
-	bool hash_missing =
-	    n->plain && n->scratch && hash_is_none(n->info.trailer_hash) && st->st_size;
+	bool hash_missing = n->plain && n->scratch && hash_is_none(n->info.trailer_hash);
 	bool same = n->info_valid && ident_equal(&n->info.ident, &n->ident);
 
 	if (!S_ISREG(n->type) || (same && n->in_place))

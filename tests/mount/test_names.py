@@ -256,3 +256,22 @@ def test_foreign_zst_keep(box):
     assert sorted(os.listdir(c.mnt)) == ["new", "old.zst"]
     assert c.read("old.zst") == raw + b"more"
     assert c.read("new") == text(3000, 2)
+
+
+def test_writing_to_plain_files(plain):
+    """Empty or not, however it is opened: the store gets an object, and there is no conflict."""
+    c = plain
+    want = {}
+    for name, body in (("empty", b""), ("text", b"x" * 100)):
+        for how, data in (("w", b"new"), ("r+", b"new" + body[3:]), ("a", body + b"new")):
+            rel = f"{name}-{how[0]}"
+            with open(c.store_path(rel), "wb") as f:
+                f.write(body)
+            assert c.read(rel) == body
+            with open(c.path(rel), how, encoding="ascii") as f:
+                f.write("new")
+            want[rel] = data
+    c.flush()
+    assert sorted(os.listdir(c.mnt)) == sorted(want)
+    assert {rel: c.stored(rel) for rel in want} == want
+    assert sorted(os.listdir(c.store)) == sorted([".cellar"] + [rel + ".zst" for rel in want])
