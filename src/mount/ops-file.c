@@ -594,7 +594,8 @@ void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len
 static enum run_end run_lseek(struct request *r)
 {
 	struct node *n = r->handle->node;
-	off_t at = pool_lseek(r->m->pool, n, (off_t)r->off, r->flags);
+	off_t at = pool_lseek(r->m->pool, n, (off_t)r->off, r->flags,
+	                      r->handle->mode == HANDLE_CACHED);
 
 	if (at < 0)
 		return reply_error(r, n, (errint_t)at, NULL);
@@ -612,5 +613,5 @@ void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence,
 	r.handle = handle_of(fi);
 	r.off = (uint64_t)off;
 	r.flags = whence;
-	request_dispatch(&r, RUN_INLINE);
+	request_dispatch(&r, RUN_STORE);
 }

@@ -150,7 +150,9 @@ errint_t pool_fsync(struct pool *p, struct node *n, bool datasync);
 /* A rename is about to put n over something: makes n durable first if dirty. [waits] */
 errint_t pool_sync_before_rename(struct pool *p, struct node *n);
 
-off_t pool_lseek(struct pool *p, struct node *n, off_t off, int whence); /* or -errno */
+/* SEEK_DATA and SEEK_HOLE of an open node, or -errno. cached: the kernel may hold stores through
+ * mappings in its own page cache; then nothing is a hole while it is open for writing. */
+off_t pool_lseek(struct pool *p, struct node *n, off_t off, int whence, bool cached);
 
 /* Overlays what the scratch knows (dirty: size, mtime, ctime, blocks) on logical
  * attributes. Under node->lock. An error: what it knows cannot be had now. */

@@ -233,17 +233,22 @@ void scratch_read_end(struct pool *p, struct read_view *v)
 	v->fd = -1;
 }
 
-off_t pool_lseek(struct pool *p, struct node *n, off_t off, int whence)
+off_t pool_lseek(struct pool *p, struct node *n, off_t off, int whence, bool cached)
 {
 	struct scratch *s = n->scratch;
 	struct stat st;
+	bool unsure;
 	off_t r;
 	int fd;
 
 	if (whence != SEEK_DATA && whence != SEEK_HOLE)
 		return -EINVAL;
-	if (!atomic_load(&s->whole)) {
-		/* What is not hydrated is never called a hole. */
+	lock_take(&n->lock);
+	unsure = cached && s->writers > 0;
+	lock_drop(&n->lock);
+	if (unsure || !atomic_load(&s->whole)) {
+		/* What is not hydrated is never called a hole, nor what a store through a mapping
+		 * may have filled that the kernel has not written back yet. */
 		r = sys_fstat(s->fd, &st);
 		if (r < 0)
 			return r;

@@ -416,6 +416,28 @@ def test_seek_data_and_hole(cellar):
     os.close(fd)
 
 
+def test_seek_sees_what_a_mapping_stored(plain):
+    """cp and tar ask for holes: what was stored there through a mapping, without msync, is
+    none. Without a writer holes are shown again."""
+    path = plain.path("f")
+    with open(path, "w+b") as f:
+        f.truncate(MIB)
+        with mmap.mmap(f.fileno(), MIB) as m:
+            m[300 * KIB : 300 * KIB + 6] = b"island"
+            other = os.open(path, os.O_RDONLY)
+            at = os.lseek(other, 0, os.SEEK_DATA)
+            assert at <= 300 * KIB and os.lseek(other, at, os.SEEK_HOLE) > 300 * KIB
+            assert os.lseek(other, 300 * KIB, os.SEEK_DATA) == 300 * KIB
+            for how in ("always", "auto"):
+                subprocess.run(["cp", f"--sparse={how}", path, plain.path("copy")], check=True)
+                assert plain.read("copy") == bytes(m)
+    os.close(other)
+    fd = os.open(path, os.O_RDONLY)
+    wait_for(lambda: os.lseek(fd, 0, os.SEEK_HOLE) == 0, what="the writer's RELEASE")
+    assert os.lseek(fd, 0, os.SEEK_DATA) == 300 * KIB // 4096 * 4096
+    os.close(fd)
+
+
 def test_reads_at_and_past_the_end(cellar):
     path = cellar.write("f", b"0123456789")
     fd = os.open(path, os.O_RDWR)

@@ -92,9 +92,9 @@ static void test_partial_hydration(void **state)
 	assert_int_equal(scratch_ready(n, 0, 1), -EAGAIN);
 	assert_int_equal(pread(scratch_fd(n), piece, 100, (off_t)len - 100), 100);
 	assert_memory_equal(piece, big + len - 100, 100);
-	assert_int_equal(pool_lseek(f.pool, n, 10, SEEK_DATA),
+	assert_int_equal(pool_lseek(f.pool, n, 10, SEEK_DATA, true),
 	                 10); /* never called a hole */
-	assert_int_equal(pool_lseek(f.pool, n, 10, SEEK_HOLE), (off_t)len);
+	assert_int_equal(pool_lseek(f.pool, n, 10, SEEK_HOLE, true), (off_t)len);
 	pool_close_file(f.pool, n, POOL_READ);
 	/* Writing needs all of it first (H3). */
 	assert_int_equal(pool_open_file(f.pool, n, POOL_WRITE), 0);
