@@ -18,6 +18,7 @@ struct job {
 	bool same;         /* written, and yet the same bytes: only the times may differ */
 	bool appended;     /* by job_append(): the node knows already */
 	bool no_append;    /* this object cannot be written into */
+	bool alone;        /* a tail whose object is somebody else's */
 	bool base_current; /* target_fd is what the scratch came from */
 	bool hold_writers;
 	bool plain;     /* stored as it is: see job_find_target() */
@@ -33,6 +34,7 @@ struct job {
 	    install_name; /* there; differs from at.store_name when a plain file becomes an object */
 	struct name tmp;
 	uint64_t gen, size, seq;
+	uint64_t ask; /* bytes below are asked of the object, the others of the scratch */
 	struct timespec ctime;
 	struct timespec ctime_before; /* logical, of the object that is appended to */
 	struct changes changes;       /* what the scratch's were when `size` was taken */

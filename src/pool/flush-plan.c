@@ -25,12 +25,53 @@
 
 /* ---- the source ---- */
 
+/* Bytes [off, off + len) of one frame of the base. */
+static errint_t read_frame(const struct job *j, size_t i, uint8_t *buf, size_t len,
+                           uint64_t off, char **cause)
+{
+	const struct seek_entry *e = &j->base.table.entries[i];
+	cleanup_free uint8_t *frame = malloc(e->logical_len);
+	errint_t r = frame ? object_decode_frame(&j->base, i, frame, cause) : -ENOMEM;
+
+	if (r == 0)
+		memcpy(buf, frame + (off - e->logical_off), len);
+	return r;
+}
+
+/* What a tail asks of its object. */
+static errint_t read_base(const struct job *j, uint8_t *buf, size_t len, uint64_t off,
+                          char **cause)
+{
+	size_t i = seektable_find(&j->base.table, off), done = 0;
+	errint_t r = 0;
+
+	INVARIANT(j->has_base && off + len <= j->base.logical_size);
+	for (; done < len && r == 0; i++) {
+		const struct seek_entry *e = &j->base.table.entries[i];
+		uint64_t left = e->logical_off + e->logical_len - (off + done);
+		size_t part = (size_t)MIN_OF((uint64_t)(len - done), left);
+
+		if (e->logical_len == 0)
+			continue;
+		r = read_frame(j, i, buf + done, part, off + done, cause);
+		done += part;
+	}
+	return r;
+}
+
 static errint_t read_scratch(void *ctx, void *buf, size_t len, uint64_t off, char **cause)
 {
 	const struct job *j = ctx;
 	struct encode_source fd = encode_source_fd(&j->in_fd);
+	size_t below = off < j->ask ? (size_t)MIN_OF((uint64_t)len, j->ask - off) : 0;
+	errint_t r = 0;
 
-	return fd.read(fd.ctx, buf, len, off, cause);
+	if (below > 0)
+		r = read_base(j, buf, below, off, cause);
+	if (r == 0 && len > below)
+		r = fd.read(fd.ctx, (uint8_t *)buf + below, len - below, off + below,
+		            cause);
+	return r;
 }
 
 /* ---- the base ---- */
@@ -180,6 +221,8 @@ errint_t job_plan(struct pool *p, struct job *j)
 	if (j->plain)
 		return 0;
 	r = open_base(j);
+	if (r == 0 && j->ask > 0 && !j->has_base)
+		r = set_cause(&j->cause, -ESTALE, "%s", TAIL_WHY);
 	if (r == 0 && j->has_base)
 		r = find_changed(p, j);
 	if (r < 0)

@@ -216,6 +216,7 @@ static bool job_prepare(struct pool *p, struct job *j)
 	if (j->error < 0)
 		goto out;
 	j->seq = ++s->record.seq; /* (F5) */
+	j->ask = tail_is_dirty(s) ? s->hydration->ask : 0;
 	j->hold_writers = s->flush_tries >= OPTIMISTIC;
 	j->unchanged = j->gen == atomic_load(&s->flushed_gen) &&
 	               !(s->record.flags & RECORD_NEW) &&
@@ -267,6 +268,10 @@ static errint_t job_look(struct pool *p, struct job *j)
 	}
 	lock_drop(&j->n->lock);
 	rwlock_drop(&p->tree->ns);
+	if (r == 0 && j->ask > 0 && !j->unchanged && !j->base_current) {
+		j->alone = true;
+		r = set_cause(&j->cause, -ESTALE, "%s", TAIL_WHY);
+	}
 	return r;
 }
 
@@ -449,6 +454,28 @@ static void job_failed(struct pool *p, struct job *j)
 	flush_queue(p, s, delay, s->opens > 0);
 }
 
+/* The foreign version keeps the name; what was appended goes to lost+found, once nobody has it open.
+ * node->lock held; it is dropped where true is returned. */
+static bool set_tail_aside(struct pool *p, struct job *j)
+{
+	struct scratch *s = j->s;
+	bool done = false;
+
+	if (s->opens == 0 && s->holds == 0 && !s->doomed && hydrate_quiet(p, s, false)) {
+		scratch_mirror(p, s);
+		count_one(COUNTER_CONFLICTS);
+		done = scratch_set_aside(p, s, TAIL_WHY) == 0;
+	}
+	if (done) {
+		lock_drop(&j->n->lock);
+		if (p->notify)
+			p->notify(p->notify_ctx, j->n->ino);
+		j->s = NULL;
+		changes_release(&j->changes);
+	}
+	return done;
+}
+
 /* flushing -> clean or dirty. (F4) */
 static void job_finish(struct pool *p, struct job *j)
 {
@@ -462,6 +489,8 @@ static void job_finish(struct pool *p, struct job *j)
 	still = atomic_load(&s->gen) != j->gen;
 	if (j->error < 0)
 		changes_move(&s->changes, &j->changes); /* they are still to be flushed */
+	if (j->alone && set_tail_aside(p, j))
+		return;
 	if (j->error == -EAGAIN) {
 		count_one(COUNTER_FLUSH_RETRIES);
 		s->flush_tries++;
@@ -478,6 +507,8 @@ static void job_finish(struct pool *p, struct job *j)
 		} else if (!still && s->writers == 0) {
 			s->record.state = RECORD_CLEAN;
 			s->record.sync_seq = s->record.sync_size = 0;
+			if (s->hydration)
+				s->record.flags |= RECORD_PARTIAL;
 			if (scratch_record(p, s) < 0) {
 				s->record.state = RECORD_DIRTY;
 				flush_queue(p, s, 1000, false);
@@ -503,6 +534,11 @@ static void job_finish(struct pool *p, struct job *j)
 	if (s->doomed && s->opens == 0)
 		evict_add_doomed(p, s);
 	scratch_mirror(p, s);
+	if (tail_is_spent(p, s)) {
+		changes_release(&j->changes);
+		j->s = NULL;
+		(void)scratch_destroy(p, s);
+	}
 	lock_drop(&j->n->lock);
 	if (p->notify && j->error == 0)
 		p->notify(p->notify_ctx, j->n->ino);

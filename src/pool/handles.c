@@ -270,6 +270,11 @@ void scratch_adopt_earlier(struct pool *p, struct node *n)
 	if (waited) {
 		if (s->record.flags & RECORD_APPEND)
 			n->in_place = true; /* its flush undoes that first */
+		if (s->record.kind == RECORD_TAIL && tail_resume(p, s) < 0) {
+			if (scratch_set_aside(p, s, TAIL_WHY) == 0)
+				atomic_fetch_sub(&p->waiting, 1);
+			return;
+		}
 		scratch_write_hint(p, s);
 		(void)scratch_record(p, s);
 		scratch_mirror(p, s);
@@ -471,6 +476,8 @@ static void writers_gone(struct pool *p, struct scratch *s)
 	if (unchanged) {
 		s->record.state = RECORD_CLEAN;
 		s->record.sync_seq = s->record.sync_size = 0;
+		if (s->hydration)
+			s->record.flags |= RECORD_PARTIAL;
 		if (scratch_record(p, s) == 0) {
 			count_one(COUNTER_FLUSHES_UNCHANGED);
 			flush_unqueue_always(p, s);
@@ -607,8 +614,8 @@ static errint_t open_to_cut(struct pool *p, struct node *n, unsigned flags, bool
 	errint_t r;
 
 	*ret_done = false;
-	if (!(flags & POOL_TRUNC) || !s->hydration)
-		return 0;
+	if (!(flags & POOL_TRUNC) || !s->hydration || s->hydration->tail)
+		return 0; /* of a tail all is hydrated first */
 	*ret_done = true;
 	r = acquire(p, n, flags, counted);
 	if (r < 0)
@@ -617,6 +624,19 @@ static errint_t open_to_cut(struct pool *p, struct node *n, unsigned flags, bool
 	if (r < 0)
 		unacquire(p, n, 0);
 	return r;
+}
+
+/* Whoever fills the scratch now would move its mtime later (tail.c, T2). Readers that never end are
+ * not waited for: then the mtime shows too young a time until the last writer closes. */
+static errint_t quiet_for_tail(struct pool *p, struct scratch *s, bool wait)
+{
+	for (int i = 0; i < 3 && s->hydration && s->record.state == RECORD_CLEAN; i++) {
+		if (hydrate_quiet(p, s, wait))
+			return 0;
+		if (!wait)
+			return -EAGAIN;
+	}
+	return 0;
 }
 
 static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool wait)
@@ -640,8 +660,8 @@ static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool w
 	s = n->scratch;
 	if (r == 0)
 		r = open_to_cut(p, n, flags, wait, &counted, &done);
-	need_all =
-	    r == 0 && !done && s->hydration && hydrate_first(p, s, flags & POOL_WRITE);
+	need_all = r == 0 && !done && s->hydration &&
+	           ((flags & POOL_TRUNC) || hydrate_first(p, s, flags & POOL_WRITE));
 	if (need_all && !wait)
 		r = -EAGAIN;
 	if (r == 0 && !done)
@@ -649,7 +669,9 @@ static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool w
 	if (counted)
 		uncount_open(p);
 	if (r == 0 && !done && !need_all && (flags & POOL_WRITE)) {
-		r = make_writable(p, n, flags, empty);
+		r = quiet_for_tail(p, s, wait);
+		if (r == 0)
+			r = make_writable(p, n, flags, empty);
 		if (r < 0)
 			unacquire(p, n, 0);
 	}
@@ -692,6 +714,8 @@ void pool_close_file(struct pool *p, struct node *n, unsigned flags)
 {
 	lock_take(&n->lock);
 	unacquire(p, n, flags);
+	if (n->scratch && tail_is_spent(p, n->scratch))
+		(void)scratch_destroy(p, n->scratch);
 	lock_drop(&n->lock);
 }
 
@@ -799,6 +823,8 @@ errint_t scratch_write_begin(struct pool *p, struct node *n, uint64_t off, size_
 	struct scratch *s = n->scratch;
 	errint_t r = evict_throttle(p, wait);
 
+	if (r == 0)
+		r = tail_for_write(p, n, off, wait);
 	if (r < 0)
 		return r;
 	if (wait)
@@ -839,7 +865,9 @@ errint_t pool_truncate(struct pool *p, struct node *n, uint64_t size)
 	r = pool_open_file(p, n, flags);
 	if (r < 0)
 		return r;
-	if (size > 0) {
+	if (size > 0)
+		r = tail_for_write(p, n, 0, true);
+	if (r == 0 && size > 0) {
 		lock_take(&n->lock);
 		r = truncate_locked(p, n->scratch, size);
 		lock_drop(&n->lock);
@@ -859,6 +887,11 @@ errint_t pool_fallocate(struct pool *p, struct node *n, int mode, uint64_t off,
 	r = pool_open_file(p, n, POOL_WRITE);
 	if (r < 0)
 		return r;
+	r = tail_for_write(p, n, 0, true);
+	if (r < 0) {
+		pool_close_file(p, n, POOL_WRITE);
+		return r;
+	}
 	lock_take(&n->lock);
 	s = n->scratch;
 	rwlock_wr(&s->gate);

@@ -19,8 +19,9 @@
  *  (H2) Bytes of a scratch are believed only where the unit is VALID. The bitmap lives in
  *       memory only; the record says RECORD_PARTIAL from before the first byte until after
  *       the last, so that a restart throws a half-filled scratch away.
- *  (H3) Nothing is written by users while hydration != NULL: opening for writing hydrates
- *       everything first, and fails where that fails. So a hole never means anything.
+ *  (H3) Nothing is written by users below h->ask while hydration != NULL: opening for writing
+ *       hydrates everything first, and fails where that fails; or (tail.c) the first change
+ *       that is no append does. So a hole never means anything.
  *  (H4) s->hydration is set and cleared under node->lock; a thread that works on it holds a
  *       count in h->users, and the last count frees it. A scratch is destroyed only when
  *       s->hydration is the one count left (hydrate_quiet).
@@ -155,7 +156,6 @@ static uint64_t known_size(const struct node *n, const struct object *o)
 errint_t hydrate_begin(struct pool *p, struct scratch *s, struct node *n, int fd,
                        struct object *object)
 {
-	struct hydration *h;
 	errint_t r;
 
 	INVARIANT(!s->node && !s->hydration && s->fd >= 0);
@@ -163,9 +163,21 @@ errint_t hydrate_begin(struct pool *p, struct scratch *s, struct node *n, int fd
 		object->logical_size = known_size(n, object);
 	if (object->logical_size != OBJECT_SIZE_UNKNOWN) {
 		r = sys_ftruncate(s->fd, (off_t)object->logical_size);
-		if (r < 0)
-			goto fail;
+		if (r < 0) {
+			object_close(object);
+			(void)sys_close(fd);
+			return r;
+		}
 	}
+	return hydrate_attach(p, s, n, fd, object, object->logical_size);
+}
+
+errint_t hydrate_attach(struct pool *p, struct scratch *s, struct node *n, int fd,
+                        struct object *object, uint64_t ask)
+{
+	struct hydration *h;
+
+	INVARIANT(!s->hydration);
 	h = xcalloc(1, sizeof(*h));
 	lock_init(&h->lock, LOCK_LEAF);
 	lock_cond_init(&h->changed);
@@ -177,6 +189,7 @@ errint_t hydrate_begin(struct pool *p, struct scratch *s, struct node *n, int fd
 	h->object = *object;
 	h->fd = fd;
 	h->object.fd = fd;
+	h->ask = ask;
 	h->users = 1;
 	h->units = count_units(object);
 	h->in_order = object->kind == OBJECT_FOREIGN;
@@ -190,7 +203,8 @@ errint_t hydrate_begin(struct pool *p, struct scratch *s, struct node *n, int fd
 	if (object->kind == OBJECT_SEEKABLE)
 		h->frames = framehash_new(&object->table);
 	for (size_t i = 0; object->kind == OBJECT_SEEKABLE && i < h->units; i++) {
-		if (object->table.entries[i].logical_len == 0) {
+		if (object->table.entries[i].logical_len == 0 ||
+		    object->table.entries[i].logical_off >= ask) {
 			h->state[i] = FRAME_VALID;
 			h->missing--;
 		}
@@ -198,10 +212,6 @@ errint_t hydrate_begin(struct pool *p, struct scratch *s, struct node *n, int fd
 	s->hydration = h;
 	atomic_store(&s->whole, false);
 	return 0;
-fail:
-	object_close(object);
-	(void)sys_close(fd);
-	return r;
 }
 
 void hydrate_opened(struct scratch *s)
@@ -294,8 +304,15 @@ static errint_t hydrate_finish(struct pool *p, struct scratch *s, int fd)
 	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}};
 	struct record before = s->record;
 	struct stat st;
-	errint_t r = sys_fstat(h->fd, &st);
+	errint_t r;
 
+	if (h->tail) {
+		r = tail_whole(p, s, fd);
+		if (r < 0)
+			return r;
+		goto end;
+	}
+	r = sys_fstat(h->fd, &st);
 	if (r == 0) {
 		/* A scratch that is opened for writing and not written must not show another
 		 * mtime than its object. */
@@ -310,8 +327,9 @@ static errint_t hydrate_finish(struct pool *p, struct scratch *s, int fd)
 		s->record = before;
 		return r;
 	}
-	s->hydration = NULL;
 	s->frames = steal_pointer(&h->frames);
+end:
+	s->hydration = NULL;
 	atomic_store(&s->whole, true);
 	scratch_sample(p, s);
 	hydrate_put(h);
@@ -379,7 +397,7 @@ bool hydrate_would_hold(struct pool *p, const struct hydration *h, size_t unit,
 {
 	if (keep == KEEP_ALWAYS || h->in_order)
 		return false;
-	if (atomic_load(&p->no_space))
+	if (h->tail || atomic_load(&p->no_space)) /* tail.c, T2 */
 		return true;
 	if (h->fits)
 		return false;
@@ -628,8 +646,12 @@ static errint_t decode_kept(struct pool *p, struct hydration *h, size_t unit,
 		r = make_room(p, h, len, keep);
 	if (r == 0)
 		r = decode_to(p, h, unit, slot, slot->logical, cause);
-	if (r == 0)
-		r = full_pwrite(fd, slot->logical, len, (off_t)hydrate_unit_off(h, unit));
+	if (r == 0) {
+		uint64_t off = hydrate_unit_off(h, unit);
+
+		len = MIN_OF(len, h->ask - off); /* tail.c, T4 */
+		r = full_pwrite(fd, slot->logical, len, (off_t)off);
+	}
 	return r;
 }
 
@@ -816,7 +838,7 @@ bool hydrate_first(struct pool *p, const struct scratch *s, bool write)
 	uint64_t size = s->hydration->object.logical_size;
 
 	lock_assert_held(&s->node->lock);
-	return write || size == OBJECT_SIZE_UNKNOWN ||
+	return (write && !tail_possible(p, s)) || size == OBJECT_SIZE_UNKNOWN ||
 	       (size <= p->eager_size && !atomic_load(&p->no_space));
 }
 

@@ -67,7 +67,11 @@ struct hydration {
 	int fd;
 	size_t units;
 	bool in_order; /* foreign */
-	bool fits;     /* the whole file has room in the pool: all of it is kept */
+	uint64_t
+	    ask; /* bytes from here on are in the scratch, not in the object (tail.c) */
+	bool
+	    tail; /* and it was written to so: under lock and node->lock, as is fits then */
+	bool fits; /* the whole file has room in the pool: all of it is kept */
 
 	/* under node->lock */
 	uint32_t users; /* s->hydration, threads that work on it, the list of readahead.c */
@@ -107,6 +111,9 @@ struct hydration {
  * fd and object are taken over, on errors too. */
 errint_t hydrate_begin(struct pool *p, struct scratch *s, struct node *n, int fd,
                        struct object *object);
+/* The same for a scratch that has its size and holds the bytes from `ask` on. */
+errint_t hydrate_attach(struct pool *p, struct scratch *s, struct node *n, int fd,
+                        struct object *object, uint64_t ask);
 void hydrate_free(struct hydration *h);
 
 bool hydrate_is_ready(struct scratch *s, uint64_t off, uint64_t len);

@@ -212,6 +212,26 @@ errint_t scratch_set_aside(struct pool *p, struct scratch *s, const char *why);
 /* A scratch of an earlier run, still known by its number only, becomes n's. node->lock held. */
 void scratch_adopt_earlier(struct pool *p, struct node *n);
 
+/* tail.c */
+#define TAIL_WHY                                                                           \
+	"its object was changed behind cellar, and what was appended to it is no file by " \
+	"itself"
+/* Whether what is partly hydrated may be written to at its end as it is. node->lock held. */
+bool tail_possible(const struct pool *p, const struct scratch *s);
+bool tail_is_dirty(const struct scratch *s); /* node->lock held */
+/* clean and partly hydrated -> dirty tail. node->lock held, the hydration is quiet. */
+errint_t tail_begin(struct pool *p, struct scratch *s);
+/* Everything is hydrated: the record says whole. node->lock held across an fdatasync. */
+errint_t tail_whole(struct pool *p, struct scratch *s, int fd);
+/* Before a change of bytes from off on: hydrates all unless it is an append. [waits]; -EAGAIN where
+ * it would and !wait. */
+errint_t tail_for_write(struct pool *p, struct node *n, uint64_t off, bool wait);
+/* (T5): to be destroyed. node->lock held. */
+bool tail_is_spent(struct pool *p, struct scratch *s);
+/* A dirty tail of an earlier run gets its base back; -ESTALE: what is there is not its base. ns and
+ * node->lock held. */
+errint_t tail_resume(struct pool *p, struct scratch *s);
+
 /* sync.c */
 /* fsync of the directory dirfd of node dir, and of those above it as far as their names may not be
  * durable yet. */

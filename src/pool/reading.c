@@ -113,13 +113,33 @@ static void view_of_pins(struct gather *g, uint64_t off, size_t len, struct read
 	}
 }
 
-/* Here and there, or many small pieces: copied together. */
-static errint_t view_copied(struct gather *g, uint64_t off, size_t len, struct read_view *v)
+/* What a tail holds past the bytes of its object (tail.c); short at the end of the file. */
+static errint_t read_past(const struct gather *g, uint64_t off, size_t len, uint8_t *buf,
+                          size_t *done)
+{
+	size_t got = 0;
+
+	while (got < len) {
+		ssize_t n = sys_pread(g->fd, buf + got, len - got, (off_t)(off + got));
+
+		if (n < 0)
+			return (errint_t)n;
+		if (n == 0)
+			break;
+		got += (size_t)n;
+	}
+	*done += got;
+	return 0;
+}
+
+/* Here and there, or many small pieces: copied together, with `past` bytes after them. */
+static errint_t view_copied(struct gather *g, uint64_t off, size_t len, size_t past,
+                            struct read_view *v)
 {
 	size_t done = 0;
 	errint_t r = 0;
 
-	v->copy = malloc(len);
+	v->copy = malloc(len + past);
 	if (!v->copy)
 		return -ENOMEM;
 	for (size_t i = g->from; r == 0 && i < g->to; i++) {
@@ -135,12 +155,15 @@ static errint_t view_copied(struct gather *g, uint64_t off, size_t len, struct r
 			               (off_t)(hydrate_unit_off(g->h, i) + at));
 		done += part;
 	}
+	if (r == 0 && past > 0)
+		r = read_past(g, off + len, past, (uint8_t *)v->copy + done, &done);
 	v->iov[0] = (struct iovec){v->copy, done};
 	v->count = 1;
 	return r;
 }
 
-static errint_t make_view(struct gather *g, uint64_t off, size_t len, struct read_view *v)
+static errint_t make_view(struct gather *g, uint64_t off, size_t len, size_t past,
+                          struct read_view *v)
 {
 	size_t pinned = 0;
 
@@ -159,17 +182,18 @@ static errint_t make_view(struct gather *g, uint64_t off, size_t len, struct rea
 		v->fd = g->fd;
 		return 0;
 	}
-	if (pinned == g->to - g->from && pinned <= ARRAY_LEN(v->held)) {
+	if (past == 0 && pinned == g->to - g->from && pinned <= ARRAY_LEN(v->held)) {
 		view_of_pins(g, off, len, v);
 		return 0;
 	}
-	return view_copied(g, off, len, v);
+	return view_copied(g, off, len, past, v);
 }
 
 static errint_t read_partial(struct gather *g, uint64_t off, size_t len, bool wait,
                              struct read_view *v)
 {
-	uint64_t size = g->h->object.logical_size;
+	uint64_t size = g->h->ask;
+	size_t past = 0;
 	struct held_frame *few[8] = {NULL};
 	errint_t r;
 
@@ -177,6 +201,8 @@ static errint_t read_partial(struct gather *g, uint64_t off, size_t len, bool wa
 		v->fd = g->fd; /* at the end of the file, which it knows */
 		return 0;
 	}
+	if (g->h->tail && len > size - off)
+		past = len - (size - off);
 	len = MIN_OF((uint64_t)len, size - off);
 	hydrate_units_of(g->h, off, len, &g->from, &g->to);
 	g->pins = g->to - g->from <= ARRAY_LEN(few)
@@ -186,7 +212,7 @@ static errint_t read_partial(struct gather *g, uint64_t off, size_t len, bool wa
 		return -ENOMEM;
 	r = gather(g, wait);
 	if (r == 0)
-		r = make_view(g, off, len, v);
+		r = make_view(g, off, len, past, v);
 	for (size_t i = g->from; i < g->to; i++)
 		hydrate_unhold(g->p, g->pins[i - g->from]);
 	if (g->pins != few)

@@ -14,6 +14,7 @@
  *   NEWER     names this pool, this file,   n >= sync_seq: the object   take, with the new
  *             flush number n                is the truth; else new      base
  *                                           base and trust rule
+ *             a tail whose object is FOREIGN goes to lost+found: it is no file by itself
  *   FOREIGN   is someone else's             trust rule; the flush       take; the flush
  *                                           keeps both (section 8)      keeps both
  *   ABSENT    is not where the hint says,   wait                        wait
@@ -405,6 +406,11 @@ static errint_t take(struct pool *p, struct scratch *s, const struct found *f)
 		make_waiting(p, s);
 		return 0;
 	}
+	if (f->where == FOREIGN && s->record.kind == RECORD_TAIL) {
+		scratch_register(p, s);
+		count_one(COUNTER_CONFLICTS);
+		return scratch_set_aside(p, s, TAIL_WHY);
+	}
 	if (f->where != FOREIGN) {
 		s->record.base = f->stamp;
 		if (f->object.kind != OBJECT_EMPTY)
@@ -416,9 +422,11 @@ static errint_t take(struct pool *p, struct scratch *s, const struct found *f)
 		make_waiting(p, s);
 		return 0;
 	}
+	rwlock_rd(&p->tree->ns);
 	lock_take(&n->lock);
 	if (n->scratch) {
 		lock_drop(&n->lock);
+		rwlock_drop(&p->tree->ns);
 		node_unref(p->tree, n);
 		return scratch_set_aside(p, s, "another scratch has its number");
 	}
@@ -428,11 +436,20 @@ static errint_t take(struct pool *p, struct scratch *s, const struct found *f)
 	scratch_attach(p, s, n);
 	scratch_register(p, s);
 	fill_times(p, s);
+	r = s->record.kind == RECORD_TAIL ? tail_resume(p, s) : 0;
+	if (r < 0) {
+		r = scratch_set_aside(p, s, TAIL_WHY);
+		lock_drop(&n->lock);
+		rwlock_drop(&p->tree->ns);
+		node_unref(p->tree, n);
+		return r;
+	}
 	r = scratch_record(p, s);
 	step("recovery.taken");
 	scratch_mirror(p, s);
 	flush_queue(p, s, 0, false);
 	lock_drop(&n->lock);
+	rwlock_drop(&p->tree->ns);
 	node_unref(p->tree, n);
 	count_one(COUNTER_RECOVERED);
 	return r;
@@ -460,7 +477,8 @@ static bool never_written(struct pool *p, struct scratch *s)
 
 	return sys_fstatat(p->scratch_fd, scratch_name(s->ino).s, &st,
 	                   AT_SYMLINK_NOFOLLOW) == 0 &&
-	       st.st_size == 0;
+	       (st.st_size == 0 || (s->record.kind == RECORD_TAIL &&
+	                            (uint64_t)st.st_size <= s->record.ask));
 }
 
 /* (R5): the written bytes are in lost+found first, then an empty file with the same record takes
@@ -533,7 +551,8 @@ static errint_t cut(struct pool *p, struct scratch *s)
 
 	if (r < 0)
 		return r;
-	if ((uint64_t)st.st_size < s->record.sync_size)
+	if ((uint64_t)st.st_size < s->record.sync_size ||
+	    (s->record.kind == RECORD_TAIL && s->record.sync_size < s->record.ask))
 		return -EUCLEAN;
 	if ((uint64_t)st.st_size == s->record.sync_size || is_broken(BREAK_NO_CUT))
 		return 0;
@@ -713,9 +732,6 @@ static errint_t recover_file(void *ctx, const char *name, unsigned char type)
 	if (r < 0)
 		return set_cause_errno(rc->cause, r, "cannot read scratch %s/%s", rc->shard,
 		                       name);
-	if (rec.kind == RECORD_TAIL)
-		return move_aside(rc, name, ino,
-		                  "is a tail, which this version cannot place");
 	HASH_FIND(hh, p->by_ino, &ino, sizeof(ino), s);
 	if (s)
 		return 0; /* made by recovery itself while the directory was read */
@@ -729,7 +745,10 @@ static errint_t recover_file(void *ctx, const char *name, unsigned char type)
 	}
 	if (rec.state == RECORD_CLEAN)
 		return keep_clean(rc, s);
-	changes_note_all(&s->changes); /* what, nobody remembers */
+	if (rec.kind == RECORD_TAIL)
+		changes_note_from(&s->changes, rec.ask);
+	else
+		changes_note_all(&s->changes); /* what, nobody remembers */
 	atomic_store(&s->gen, 1);
 	return recover_dirty(rc, s);
 }

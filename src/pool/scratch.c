@@ -225,9 +225,14 @@ errint_t scratch_make_dirty(struct pool *p, struct scratch *s)
 	struct record before = s->record;
 	errint_t r;
 
-	INVARIANT(!s->hydration);
 	if (s->record.state == RECORD_DIRTY)
 		return 0;
+	if (s->hydration) {
+		r = tail_begin(p, s);
+		if (r < 0)
+			return r;
+		goto dirty;
+	}
 	s->record.state = RECORD_DIRTY;
 	s->record.kind = RECORD_WHOLE;
 	s->record.flags &= ~(RECORD_PARTIAL | RECORD_DOOMED);
@@ -240,6 +245,7 @@ errint_t scratch_make_dirty(struct pool *p, struct scratch *s)
 		s->record = before;
 		return r;
 	}
+dirty:
 	atomic_store(&s->dirty_since_ms, clock_mono_ms());
 	scratch_mirror(p, s);
 	return 0;

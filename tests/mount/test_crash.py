@@ -710,6 +710,37 @@ def test_append_stopped(box, name):
     assert c.read("log") == old + more
 
 
+@pytest.mark.parametrize("name", ["append.frames", "append.trailer", "flush.recorded"])
+def test_tail_stopped(box, name):
+    """The same for a large cold file, opened and appended to without being hydrated; reads of the
+    old part are answered from the object, before and after the crash."""
+    opts = {"frame_size": "64K", "append_min": "4K", "eager_size": "100K", "writeback_delay": "1h"}
+    c = box.cellar(**opts).start()
+    old, more = text(700 * KIB, 1), text(100 * KIB, 2)
+    c.write("log", old)
+    c.flush()
+    c.evict("log")
+    c.stop()
+    c.start({"CELLAR_TEST_STEP": f"{name}:1=kill"})
+    decoded = c.counter("frames_decoded")
+    with open(c.path("log"), "ab", buffering=0) as f:
+        f.write(more)
+    assert c.counter("frames_decoded") == decoded, "an append decodes nothing"
+    with open(c.path("log"), "rb") as f:
+        f.seek(len(old) - 1000)
+        assert f.read(2000) == (old + more)[len(old) - 1000 : len(old) + 1000]
+    c.flush(check=False)
+    assert c.wait_end() == -signal.SIGKILL, f"{name} was not reached"
+    c.expect_crash()
+    c.start()
+    assert c.read("log") == old + more
+    c.flush()
+    assert c.stored("log") == old + more
+    assert zstd_cat(c.object_path("log")) == old + more
+    c.remount()
+    assert c.read("log") == old + more
+
+
 def test_there_are_named_steps():
     """The parametrisation above must not be empty by accident."""
     assert len(named_steps()) >= 8, named_steps()

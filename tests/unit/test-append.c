@@ -17,6 +17,7 @@
 #define OLD    (FRAME * 20 + 100)
 #define MORE   (FRAME * 2 + 333)
 
+static uint64_t eager_size = 16 << 20; /* above: hydrated whole, and no tail */
 static char text[OLD + 2 * MORE];
 
 static int setup(void **state)
@@ -36,6 +37,7 @@ static void options(struct fixture *f)
 	fx_options(f);
 	f->o.frame_size = FRAME;
 	f->o.append_min = 10 << 10;
+	f->o.eager_size = eager_size;
 }
 
 static void run_child(void *arg)
@@ -88,6 +90,8 @@ static void make_old(struct fixture *f)
 	lock_drop(&n->lock);
 	fx_flush(f);
 	FX_CHECK(fx_object_is(f, "a.zst", text, OLD));
+	if (OLD > eager_size)
+		FX_CHECK(pool_evict(f->pool, n) == 0);
 }
 
 static void append_and_flush(struct fixture *f)
@@ -95,6 +99,7 @@ static void append_and_flush(struct fixture *f)
 	struct node *n = find(f);
 
 	FX_CHECK(pool_open_file(f->pool, n, POOL_WRITE) == 0);
+	FX_CHECK((n->scratch->record.kind == RECORD_TAIL) == (OLD > eager_size));
 	fx_pwrite(f, n, text + OLD, MORE, OLD);
 	pool_close_file(f->pool, n, POOL_WRITE);
 	fx_flush(f);
@@ -128,6 +133,49 @@ static void see_new(struct fixture *f)
 	FX_CHECK(counter_get(COUNTER_LOST_AND_FOUND) == 0);
 }
 
+static void write_tail(struct fixture *f)
+{
+	struct node *n = find(f);
+
+	FX_CHECK(pool_open_file(f->pool, n, POOL_WRITE) == 0);
+	FX_CHECK(n->scratch->record.kind == RECORD_TAIL);
+	fx_pwrite(f, n, text + OLD, 1000, OLD);
+	FX_CHECK(pool_fsync(f->pool, n, false) == 0);
+	fx_pwrite(f, n, text + OLD + 1000, MORE - 1000, OLD + 1000); /* not synced */
+}
+
+static void see_tail(struct fixture *f)
+{
+	struct node *n = find(f);
+
+	FX_CHECK(fx_state(f, n).dirty);
+	FX_CHECK(n->scratch->record.kind == RECORD_TAIL);
+	FX_CHECK(counter_get(COUNTER_FRAMES_DECODED) == 0);
+	fx_flush(f);
+	FX_CHECK(counter_get(COUNTER_FRAMES_DECODED) == 0);
+	FX_CHECK(counter_get(COUNTER_FRAMES_COPIED) == 0);
+	FX_CHECK(fx_object_is(f, "a.zst", text, OLD + MORE));
+	FX_CHECK(fx_holds(f, n, text, OLD + MORE));
+}
+
+static void see_synced_tail(struct fixture *f)
+{
+	fx_flush(f);
+	FX_CHECK(fx_object_is(f, "a.zst", text, OLD + 1000));
+	FX_CHECK(fx_holds(f, find(f), text, OLD + 1000));
+}
+
+static void see_lost_tail(struct fixture *f)
+{
+	struct pool_stats st;
+
+	pool_get_stats(f->pool, &st);
+	FX_CHECK(st.lost == 1);
+	FX_CHECK(st.dirty == 0);
+	FX_CHECK(fx_object_is(f, "a.zst", "foreign", 7));
+	FX_CHECK(fx_holds(f, find(f), "foreign", 7));
+}
+
 /* After a reboot what was never synced does not count; the old object does, with its mtime. */
 static void see_old_or_new(struct fixture *f)
 {
@@ -149,9 +197,8 @@ static const struct {
 	const char *name;
 	bool object_decodes;
 } steps[] = {
-    {"append.begun", true},    {"append.frames", true},  {"append.framesynced", true},
-    {"append.trailer", true},  {"append.synced", true},  {"flush.installed", true},
-    {"flush.dirsynced", true}, {"flush.recorded", true},
+    {"append.begun", true},   {"append.frames", true}, {"append.framesynced", true},
+    {"append.trailer", true}, {"append.synced", true}, {"flush.recorded", true},
 };
 
 static bool cli_decodes(struct harness *h, size_t *ret_len)
@@ -255,6 +302,61 @@ static void test_torn_anywhere(void **state)
 	free(image);
 }
 
+/* The same for a file that was never hydrated. */
+static void test_tail_kill_same_boot(void **state)
+{
+	eager_size = FRAME;
+	kill_at_each(state, BOOT_1, append_and_flush, see_new);
+}
+
+static void test_tail_kill_synced_then_reboot(void **state)
+{
+	eager_size = FRAME;
+	kill_at_each(state, BOOT_2, append_sync_and_flush, see_new);
+}
+
+static void write_and_die(struct harness *h, void (*work)(struct fixture *f))
+{
+	eager_size = FRAME;
+	run(h, BOOT_1, make_old, NULL, true);
+	run(h, BOOT_2, work, NULL, false);
+}
+
+static void test_tail_same_boot(void **state)
+{
+	write_and_die(*state, write_tail);
+	run(*state, BOOT_2, see_tail, NULL, true);
+}
+
+static void test_tail_reboot(void **state)
+{
+	write_and_die(*state, write_tail);
+	run(*state, BOOT_1, see_synced_tail, NULL, true);
+}
+
+static void foreign_object(struct fixture *f)
+{
+	struct node *n = fx_create(f, "a");
+
+	fx_pwrite(f, n, "foreign", 7, 0);
+	pool_close_file(f->pool, n, POOL_READ | POOL_WRITE);
+	fx_flush(f);
+}
+
+/* Section 8: the foreign version keeps the name, the tail goes to lost+found. */
+static void test_tail_and_foreign(void **state)
+{
+	struct harness *h = *state;
+	struct harness other = {.dirfd = h->dirfd};
+
+	snprintf(other.path, sizeof(other.path), "%.400s/other", h->path);
+	assert_int_equal(mkdirat(h->dirfd, "other", 0700), 0);
+	run(&other, BOOT_1, foreign_object, NULL, true);
+	write_and_die(h, write_tail);
+	shell("mv other/store/a.zst store/a.zst", h->path);
+	run(h, BOOT_2, see_lost_tail, NULL, true);
+}
+
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, harness_teardown)
 
 int main(void)
@@ -264,6 +366,11 @@ int main(void)
 	    T(test_kill_synced_then_reboot),
 	    T(test_kill_unsynced_then_reboot),
 	    T(test_torn_anywhere),
+	    T(test_tail_kill_same_boot),
+	    T(test_tail_kill_synced_then_reboot),
+	    T(test_tail_same_boot),
+	    T(test_tail_reboot),
+	    T(test_tail_and_foreign),
 	};
 
 	return cmocka_run_group_tests_name("append", tests, NULL, NULL);

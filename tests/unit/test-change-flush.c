@@ -600,6 +600,214 @@ static void test_append_while_written(void **state)
 	fx_close(&f);
 }
 
+/* ---- tails: large cold files that only grow ---- */
+
+static struct node *make_large(struct harness *h, struct fixture *f)
+{
+	fx_options(f);
+	f->o.frame_size = FRAME;
+	f->o.append_min = 100 << 10;
+	f->o.eager_size = 5 * FRAME;
+	fx_open(f, h->path, true);
+	return make_cold(f);
+}
+
+static bool reads(struct fixture *f, struct node *n, uint64_t off, size_t count)
+{
+	char *got = malloc(count + 1);
+	size_t done = 0;
+	bool same;
+
+	FX_CHECK(got != NULL);
+	while (done < count) {
+		struct read_view v;
+		size_t part = 0;
+
+		FX_CHECK(scratch_read(f->pool, n, off + done, count - done, true, &v) == 0);
+		if (v.fd >= 0) {
+			ssize_t r =
+			    pread(v.fd, got + done, count - done, (off_t)(off + done));
+
+			FX_CHECK(r >= 0);
+			part = (size_t)r;
+		}
+		for (size_t i = 0; v.fd < 0 && i < v.count; i++) {
+			memcpy(got + done + part, v.iov[i].iov_base, v.iov[i].iov_len);
+			part += v.iov[i].iov_len;
+		}
+		scratch_read_end(f->pool, &v);
+		if (part == 0)
+			break;
+		done += part;
+	}
+	same = off + done == MIN_OF(len, off + count) && memcmp(got, data + off, done) == 0;
+	free(got);
+	return same;
+}
+
+/* Opened, appended to, flushed: nothing of the old is decoded, one frame encoded. */
+static void test_tail(void **state)
+{
+	struct stat before, st;
+	struct fixture f;
+	struct counted c;
+	struct node *n;
+
+	n = make_large(*state, &f);
+	assert_int_equal(fstatat(f.store->root_fd, "a.zst", &before, 0), 0);
+	for (unsigned i = 0; i < 4; i++) {
+		c = count_now();
+		FX_CHECK(pool_open_file(f.pool, n, POOL_READ | POOL_WRITE) == 0);
+		assert_int_equal(n->scratch->record.kind, RECORD_TAIL);
+		assert_int_equal(n->scratch->record.ask, len);
+		if (i == 0) {
+			assert_int_equal(fstat(scratch_fd(n), &st), 0);
+			assert_memory_equal(&st.st_mtim, &before.st_mtim,
+			                    sizeof(st.st_mtim));
+		}
+		fx_pwrite(&f, n, data + len, 100, len);
+		len += 100;
+		pool_close_file(f.pool, n, POOL_READ | POOL_WRITE);
+		fx_flush(&f);
+		assert_int_equal(counter_get(COUNTER_FRAMES_DECODED), c.decoded);
+		assert_int_equal(counter_get(COUNTER_FRAMES_ENCODED), c.encoded + 1);
+		assert_int_equal(counter_get(COUNTER_FRAMES_COPIED), c.copied);
+		assert_true(counter_get(COUNTER_BYTES_STORED) < c.stored + 1500);
+		assert_true(fx_object_is(&f, "a.zst", data, len));
+		assert_null(n->scratch); /* (T5) */
+	}
+	assert_true(fx_holds(&f, n, data, len));
+	node_unref(f.tree, n);
+	fx_close(&f);
+}
+
+/* Opened for writing and closed: nothing happened. */
+static void test_tail_not_written(void **state)
+{
+	struct fixture f;
+	struct counted c;
+	struct node *n;
+
+	n = make_large(*state, &f);
+	c = count_now();
+	FX_CHECK(pool_open_file(f.pool, n, POOL_WRITE) == 0);
+	pool_close_file(f.pool, n, POOL_WRITE);
+	assert_null(n->scratch);
+	assert_int_equal(counter_get(COUNTER_FRAMES_DECODED), c.decoded);
+	assert_true(fx_holds(&f, n, data, len));
+	node_unref(f.tree, n);
+	fx_close(&f);
+}
+
+/* Read below, above and across `ask`, while it is open, over a flush and another append. */
+static void test_tail_reads(void **state)
+{
+	struct fixture f;
+	struct node *n;
+	size_t old;
+
+	n = make_large(*state, &f);
+	old = len;
+	FX_CHECK(pool_open_file(f.pool, n, POOL_READ | POOL_WRITE) == 0);
+	for (unsigned i = 0; i < 3; i++) {
+		struct stat a, b;
+
+		fx_pwrite(&f, n, data + len, 3 * FRAME / 2, len);
+		len += 3 * FRAME / 2;
+		assert_int_equal(fstat(scratch_fd(n), &a), 0);
+		assert_true(reads(&f, n, 0, 100));
+		assert_true(reads(&f, n, old - 50, 100));
+		assert_true(reads(&f, n, old - 3 * FRAME, 4 * FRAME));
+		assert_true(reads(&f, n, old, 10));
+		assert_true(reads(&f, n, len - 10, 100));
+		assert_true(reads(&f, n, 0, 2 * len));
+		assert_int_equal(fstat(scratch_fd(n), &b), 0); /* (T2) */
+		assert_memory_equal(&a.st_mtim, &b.st_mtim, sizeof(a.st_mtim));
+		fx_flush(&f);
+		assert_true(fx_object_is(&f, "a.zst", data, len));
+		assert_int_equal(n->scratch->record.kind, RECORD_TAIL);
+	}
+	pool_close_file(f.pool, n, POOL_READ | POOL_WRITE);
+	fx_flush(&f);
+	assert_true(fx_holds(&f, n, data, len));
+	node_unref(f.tree, n);
+	fx_close(&f);
+}
+
+/* (T3): whatever is no append hydrates all first. */
+static void test_tail_becomes_whole(void **state)
+{
+	struct fixture f;
+	struct node *n;
+
+	for (unsigned how = 0; how < 4; how++) {
+		struct harness *h = *state;
+		size_t old;
+
+		len = SIZE;
+		n = make_large(h, &f);
+		old = len;
+		FX_CHECK(pool_open_file(f.pool, n, POOL_READ | POOL_WRITE) == 0);
+		fx_pwrite(&f, n, data + len, 300, len);
+		len += 300;
+		switch (how) {
+		case 0: /* an overwrite that ends past `ask` */
+			for (size_t i = old - 50; i < old + 50; i++)
+				data[i] ^= 0x21;
+			fx_pwrite(&f, n, data + old - 50, 100, old - 50);
+			break;
+		case 1:
+			truncate_to(&f, n, old / 2);
+			break;
+		case 2:
+			truncate_to(&f, n, 0);
+			break;
+		default:
+			memset(data + 10, 0, 5000);
+			FX_CHECK(pool_fallocate(f.pool, n,
+			                        FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			                        10, 5000) == 0);
+		}
+		assert_null(n->scratch->hydration);
+		assert_int_equal(n->scratch->record.kind, RECORD_WHOLE);
+		assert_true(reads(&f, n, 0, len + 10));
+		pool_close_file(f.pool, n, POOL_READ | POOL_WRITE);
+		fx_flush(&f);
+		see(&f, n);
+		assert_int_equal(unlinkat(f.store->root_fd, "a.zst", 0), 0);
+		node_unref(f.tree, n);
+		fx_close(&f);
+	}
+}
+
+/* A foreign object under a dirty tail keeps the name; the tail goes to lost+found. */
+static void test_tail_alone(void **state)
+{
+	struct pool_stats stats;
+	struct fixture f;
+	struct node *n;
+	size_t size;
+	char *object;
+
+	n = make_large(*state, &f);
+	FX_CHECK(pool_open_file(f.pool, n, POOL_WRITE) == 0);
+	fx_pwrite(&f, n, data + len, 100, len);
+	pool_close_file(f.pool, n, POOL_WRITE);
+	object = harness_read(f.store->root_fd, "a.zst", &size);
+	harness_write(f.store->root_fd, "new", object, size);
+	free(object);
+	assert_int_equal(renameat(f.store->root_fd, "new", f.store->root_fd, "a.zst"), 0);
+	log_set_level(LOG_LEVEL_ERR - 1);
+	(void)pool_flush(f.pool, NULL, 0, NULL, NULL, NULL);
+	log_set_level(LOG_LEVEL_ERR);
+	pool_get_stats(f.pool, &stats);
+	assert_int_equal(stats.lost, 1);
+	assert_int_equal(stats.dirty, 0);
+	assert_true(fx_object_is(&f, "a.zst", data, len));
+	node_unref(f.tree, n);
+	fx_close(&f);
+}
+
 /* Seeded random changes against the model. */
 static void test_random(void **state)
 {
@@ -662,6 +870,11 @@ int main(void)
 	    T(test_append_cut_fails),
 	    T(test_append_to_foreign),
 	    T(test_append_while_written),
+	    T(test_tail),
+	    T(test_tail_not_written),
+	    T(test_tail_reads),
+	    T(test_tail_becomes_whole),
+	    T(test_tail_alone),
 	};
 
 	return cmocka_run_group_tests_name("change-flush", tests, NULL, NULL);

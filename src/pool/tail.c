@@ -1,0 +1,171 @@
+/*
+ * Files that are appended to without being hydrated: the record kind `tail` (design, section 5).
+ *
+ *   partly hydrated, clean --tail_begin--> dirty tail --flush--> clean, partly hydrated
+ *   dirty tail --anything but an append--> dirty, whole          [hydrate_range, tail_whole]
+ *
+ * Invariants:
+ *  (T1) A tail holds the bytes from `ask` on; below, its file is asked of the base object, whose
+ *       descriptor and table the hydration keeps. The base may be appended to or replaced
+ *       meanwhile: its first bytes stay where they are, and the inode as long as it is open.
+ *  (T2) Below `ask` the scratch is believed only where the unit is VALID in memory (H2), and
+ *       while it is a dirty tail nothing is hydrated into it but all of it: what is read stays in
+ *       memory (hydrate_would_hold). So its mtime is that of the user's writes.
+ *  (T3) Bytes below `ask` change only after all was hydrated and the record says whole, which it
+ *       does only after the scratch was fdatasynced: so a hole never means anything.
+ *  (T4) No unit is written at or past `ask`, whatever the base has there.
+ *  (T5) A clean tail is worth nothing once it is closed, and dropped.
+ */
+#include <string.h>
+#include <unistd.h>
+
+#include "codec/plan.h"
+#include "pool/internal.h"
+
+bool tail_possible(const struct pool *p, const struct scratch *s)
+{
+	const struct hydration *h = s->hydration;
+
+	lock_assert_held(&s->node->lock);
+	return h && !s->node->plain && h->object.has_cellar_frame &&
+	       plan_can_keep(&h->object) && h->object.logical_size > p->eager_size;
+}
+
+bool tail_is_dirty(const struct scratch *s)
+{
+	return s->hydration && s->hydration->tail && s->record.state == RECORD_DIRTY;
+}
+
+/* (T2) */
+static void become_tail(struct hydration *h)
+{
+	lock_take(&h->lock);
+	h->tail = true;
+	h->fits = false;
+	lock_drop(&h->lock);
+}
+
+errint_t tail_begin(struct pool *p, struct scratch *s)
+{
+	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, {0}};
+	struct hydration *h = s->hydration;
+	struct record before = s->record;
+	struct stat st;
+	errint_t r = 0;
+
+	lock_assert_held(&s->node->lock);
+	INVARIANT(h && s->record.state == RECORD_CLEAN);
+	if (!h->tail) { /* else the last flush has made the two the same */
+		r = sys_fstat(h->fd, &st);
+		ts[1] = st.st_mtim;
+		if (r == 0)
+			r = sys_futimens(s->fd, ts);
+	}
+	if (r < 0)
+		return r;
+	s->record.state = RECORD_DIRTY;
+	s->record.kind = RECORD_TAIL;
+	s->record.ask = h->ask;
+	s->record.flags &= ~(RECORD_PARTIAL | RECORD_DOOMED);
+	s->record.sync_seq = s->record.sync_size = 0;
+	s->file_unsynced = s->name_unsynced = true;
+	r = scratch_record(p, s);
+	if (r < 0)
+		s->record = before;
+	else
+		become_tail(h);
+	return r;
+}
+
+/* (T3). fd: the scratch. */
+errint_t tail_whole(struct pool *p, struct scratch *s, int fd)
+{
+	struct record before = s->record;
+	errint_t r;
+
+	lock_assert_held(&s->node->lock);
+	count_one(COUNTER_POOL_SYNCS);
+	r = sys_fdatasync(fd);
+	if (r < 0)
+		return r;
+	s->record.kind = RECORD_WHOLE;
+	s->record.ask = 0;
+	s->record.flags &= ~RECORD_PARTIAL;
+	r = scratch_record(p, s);
+	if (r < 0)
+		s->record = before;
+	return r;
+}
+
+errint_t tail_for_write(struct pool *p, struct node *n, uint64_t off, bool wait)
+{
+	struct scratch *s = n->scratch;
+	bool whole_first;
+
+	if (atomic_load(&s->whole))
+		return 0;
+	lock_take(&n->lock);
+	whole_first = s->hydration && off < s->hydration->ask;
+	lock_drop(&n->lock);
+	if (!whole_first)
+		return 0;
+	return wait ? hydrate_range(p, s, 0, UINT64_MAX) : -EAGAIN;
+}
+
+bool tail_is_spent(struct pool *p, struct scratch *s)
+{
+	lock_assert_held(&s->node->lock);
+	return s->hydration && s->hydration->tail && s->record.state == RECORD_CLEAN &&
+	       s->opens == 0 && s->holds == 0 && !s->flushing && !s->doomed &&
+	       hydrate_quiet(p, s, false);
+}
+
+/* ---- a tail of an earlier run ---- */
+
+static errint_t open_base(struct pool *p, struct scratch *s, struct object *ret,
+                          int *ret_fd)
+{
+	struct place at;
+	struct stamp now;
+	errint_t r = node_place(p->tree, s->node, &at);
+	int fd;
+
+	if (r < 0)
+		return r;
+	fd = store_open_object(at.dirfd, at.store_name.s);
+	place_release(p->tree, &at);
+	if (fd < 0)
+		return fd;
+	r = object_open(fd, ret, NULL);
+	if (r < 0) {
+		(void)sys_close(fd);
+		return r;
+	}
+	r = stamp_of(fd, ret, &now);
+	if (r == 0 && (!stamp_equal(&now, &s->record.base) || !plan_can_keep(ret) ||
+	               ret->logical_size < s->record.ask))
+		r = -ESTALE;
+	if (r < 0) {
+		object_close(ret);
+		(void)sys_close(fd);
+		return r;
+	}
+	*ret_fd = fd;
+	return 0;
+}
+
+errint_t tail_resume(struct pool *p, struct scratch *s)
+{
+	struct object object;
+	int fd = -1;
+	errint_t r;
+
+	lock_assert_held(&s->node->lock);
+	INVARIANT(s->record.kind == RECORD_TAIL && !s->hydration);
+	r = open_base(p, s, &object, &fd);
+	if (r == 0)
+		r = hydrate_attach(p, s, s->node, fd, &object, s->record.ask);
+	if (r == 0)
+		become_tail(s->hydration);
+	return r;
+}
