@@ -32,25 +32,28 @@
  *  (H6) Hydration stops where the pool's disk comes to its stop mark (-ENOSPC): a few stored
  *       bytes may stand for petabytes.
  *
- * What is kept (enum keep): all units of a file that fits into the pool; of one that does not,
- * and where the pool's disk is full, what is read here and there as long as there is room,
- * and in memory only what a sequential reader passes, so that reading a file of any size
- * neither displaces the others nor waits for the pool's disk. Opening for writing keeps all.
+ * What is kept (enum keep): all units of a file that fits into the pool. What a sequential reader
+ * passes is in memory first and goes into the scratch behind it (HELD -> WRITING -> VALID), at
+ * low priority: the reader waits neither for the copy nor for the pool's disk. Where that is too
+ * slow, what was passed is dropped, and decoded once more by the background pass. Of a file that
+ * does not fit, and where the pool's disk is full, what is read here and there is kept as long as
+ * there is room, and what is passed is dropped, so that reading a file of any size does not
+ * displace the others. Opening for writing keeps all.
  *
- * Memory: the slots of readahead.c (one unit decoded and stored each), HELD_BYTES for each file
- * that does not fit, a decoder's window for each foreign file while it is open. No lock is held
+ * Memory: the slots of readahead.c (one unit decoded and stored each), HELD_BYTES or BEHIND_BYTES
+ * (held.c) for each file that is read in order (HELD_TOTAL of readahead.c for all), a decoder's window for each foreign file while it is open. No lock is held
  * while decoding.
  */
 #include <string.h>
 #include <unistd.h>
 
 #include "base/cancel.h"
+#include "pool/held.h"
 #include "pool/internal.h"
 #include "pool/readahead.h"
 
 #include "utlist.h"
 
-#define HELD_BYTES (32ULL << 20) /* decoded and not kept, for each file; or three units */
 #define SAMPLE_BYTES                                                                       \
 	(16ULL << 20) /* kept since the pool's figures were brought up to date */
 
@@ -98,14 +101,11 @@ void hydrate_units_of(const struct hydration *h, uint64_t off, uint64_t len, siz
 
 /* ---- begin and end ---- */
 
-static void held_unlist(struct pool *p, struct hydration *h, struct held_frame *f);
-
 void hydrate_free(struct hydration *h)
 {
 	if (!h)
 		return;
-	while (h->held)
-		held_unlist(h->p, h, h->held);
+	held_drop(h->p, h);
 	object_stream_free(h->stream);
 	object_close(&h->object);
 	(void)sys_close(h->fd);
@@ -240,8 +240,8 @@ void hydrate_closed(struct pool *p, struct scratch *s)
 	readahead_forget(p, h, false);
 	lock_take(&h->lock);
 	h->closed = true;
-	while (h->held)
-		held_unlist(p, h, h->held);
+	if (!h->fits)
+		held_drop(p, h);
 	if (!h->completing && !h->stream_busy)
 		object_stream_free(steal_pointer(&h->stream));
 	lock_drop(&h->lock);
@@ -255,6 +255,9 @@ bool hydrate_quiet(struct pool *p, struct scratch *s, bool wait)
 	if (!h || h->users == 1)
 		return true;
 	readahead_forget(p, h, true);
+	lock_take(&h->lock);
+	held_drop(p, h);
+	lock_drop(&h->lock);
 	if (h->users == 1)
 		return true;
 	if (wait)
@@ -336,61 +339,7 @@ end:
 	return 0;
 }
 
-/* ---- bytes in memory ---- */
-
-struct held_frame *hydrate_hold(struct hydration *h, size_t unit)
-{
-	struct held_frame *f;
-
-	lock_assert_held(&h->lock);
-	DL_FOREACH (h->held, f) {
-		if (f->unit == unit) {
-			atomic_fetch_add(&f->refs, 1);
-			return f;
-		}
-	}
-	return NULL;
-}
-
-void hydrate_unhold(struct pool *p, struct held_frame *f)
-{
-	if (f && atomic_fetch_sub(&f->refs, 1) == 1)
-		readahead_held_free(p, f);
-}
-
-static void held_unlist(struct pool *p, struct hydration *h, struct held_frame *f)
-{
-	DL_DELETE(h->held, f);
-	f->listed = false;
-	h->held_bytes -= f->len;
-	if (h->state[f->unit] == FRAME_HELD)
-		h->state[f->unit] = FRAME_MISSING;
-	hydrate_unhold(p, f);
-}
-
-static uint64_t held_limit(const struct held_frame *f)
-{
-	return MAX_OF(HELD_BYTES, 3 * (uint64_t)f->len);
-}
-
-/* What readers have passed goes first, then what is oldest. h->lock held. */
-static void held_list(struct pool *p, struct hydration *h, struct held_frame *f)
-{
-	struct held_frame *old, *next;
-
-	for (int pass = 0; pass < 2; pass++) {
-		DL_FOREACH_SAFE (h->held, old, next) {
-			if (h->held_bytes + f->len <= held_limit(f))
-				break;
-			if (old->passed || pass == 1)
-				held_unlist(p, h, old);
-		}
-	}
-	DL_APPEND(h->held, f);
-	f->listed = true;
-	h->held_bytes += f->len;
-	atomic_fetch_add(&f->refs, 1);
-}
+/* ---- what is kept ---- */
 
 bool hydrate_would_hold(struct pool *p, const struct hydration *h, size_t unit,
                         enum keep keep)
@@ -399,10 +348,9 @@ bool hydrate_would_hold(struct pool *p, const struct hydration *h, size_t unit,
 		return false;
 	if (h->tail || atomic_load(&p->no_space)) /* tail.c, T2 */
 		return true;
-	if (h->fits)
-		return false;
-	return keep == KEEP_PASSING ||
-	       h->kept_bytes + hydrate_unit_len(h, unit) > p->limit_bytes / 2;
+	if (keep == KEEP_PASSING)
+		return true;
+	return !h->fits && h->kept_bytes + hydrate_unit_len(h, unit) > p->limit_bytes / 2;
 }
 
 /* ---- claiming and settling (H1) ---- */
@@ -444,6 +392,12 @@ enum claim hydrate_claim(struct hydration *h, size_t *from, size_t to, unsigned 
 			h->state[i] = FRAME_BUSY;
 			*ret = i;
 			return CLAIM_GOT;
+		case FRAME_WRITING:
+			if (flags & CLAIM_HELD_OK)
+				break;
+			busy = true;
+			prefix = false;
+			continue;
 		case FRAME_BUSY:
 			busy = true;
 			prefix = false;
@@ -619,7 +573,6 @@ static errint_t decode_held(struct pool *p, struct hydration *h, size_t unit,
 		hydrate_unhold(p, f);
 		return r;
 	}
-	count_n(COUNTER_BYTES_PASSED, f->len);
 	*ret = f;
 	return 0;
 }
@@ -724,11 +677,55 @@ errint_t hydrate_unit(struct pool *p, struct hydration *h, size_t unit, enum kee
 		say_failed(p, h, unit, r, cause ? cause : strerror(-r));
 	settle(p, h, unit, r, held);
 	step("hydrate.batch");
+	hold = held != NULL;
 	if (ret_held)
 		*ret_held = held;
 	else
 		hydrate_unhold(p, held);
-	return r < 0 || held ? r : after_unit(p, h, fd);
+	if (r == 0 && hold && h->fits)
+		readahead_behind(p, h);
+	return r < 0 || hold ? r : after_unit(p, h, fd);
+}
+
+/* ---- from memory into the scratch ---- */
+
+struct held_frame *hydrate_claim_held(struct hydration *h)
+{
+	struct held_frame *f;
+
+	lock_assert_held(&h->lock);
+	DL_FOREACH (h->held, f) {
+		if (h->state[f->unit] == FRAME_HELD) {
+			h->state[f->unit] = FRAME_WRITING;
+			atomic_fetch_add(&f->refs, 1);
+			return f;
+		}
+	}
+	return NULL;
+}
+
+bool hydrate_write_behind(struct pool *p, struct hydration *h, struct held_frame *f, int fd)
+{
+	errint_t r = fd < 0 ? fd : evict_room(p) < f->len ? -ENOSPC : 0; /* (H6) */
+
+	if (r == 0)
+		r = full_pwrite(fd, f->data, f->len, (off_t)hydrate_unit_off(h, f->unit));
+	lock_take(&h->lock);
+	INVARIANT(h->state[f->unit] == FRAME_WRITING && f->listed);
+	h->state[f->unit] = r == 0 ? FRAME_VALID : FRAME_HELD;
+	if (r == 0) {
+		h->missing--;
+		h->kept_bytes += f->len;
+		h->unsampled_bytes += f->len;
+		held_unlist(p, h, f);
+	}
+	pthread_cond_broadcast(&h->changed);
+	lock_drop(&h->lock);
+	hydrate_unhold(p, f);
+	if (r == 0)
+		(void)after_unit(p, h,
+		                 fd); /* where it fails, whoever opens it tries again */
+	return r == 0;
 }
 
 /* ---- whoever needs a range ---- */

@@ -25,8 +25,9 @@ enum frame_state {
 	FRAME_MISSING = 0,
 	FRAME_BUSY,
 	FRAME_VALID, /* in the scratch */
-	FRAME_HELD,  /* in memory, and will go from there without being kept */
-	FRAME_BAD,   /* damaged; until the file is opened anew */
+	FRAME_HELD,  /* in memory; goes into the scratch behind the reader, or is dropped */
+	FRAME_WRITING, /* HELD, and on its way into the scratch */
+	FRAME_BAD,     /* damaged; until the file is opened anew */
 };
 
 /* Decoded bytes of a unit in memory. Whoever holds a reference may read it. */
@@ -186,6 +187,11 @@ enum keep {
  * lock held. */
 errint_t hydrate_unit(struct pool *p, struct hydration *h, size_t unit, enum keep keep,
                       int fd, struct decode_slot *slot, struct held_frame **ret_held);
+/* One unit from memory into the scratch, the oldest first. False: there is none, or it cannot be
+ * written. No lock held; fd as above, asked for with hydrate_claim_held(). */
+struct held_frame *hydrate_claim_held(struct hydration *h);
+bool hydrate_write_behind(struct pool *p, struct hydration *h, struct held_frame *f,
+                          int fd);
 /* h->lock held: whether the unit would go into memory. */
 bool hydrate_would_hold(struct pool *p, const struct hydration *h, size_t unit,
                         enum keep keep);

@@ -7,9 +7,11 @@
  *   WORK_HELP      somebody waits for many units (hydrate_range: files up to eager_size, opening
  *                  for writing): the threads take those that he has not come to yet
  *   WORK_AHEAD     units in the window of a sequential reader
+ *   WORK_BEHIND    what such a reader has passed goes from memory into the scratch: by a thread of
+ *                  low priority
  *   WORK_COMPLETE  the rest of a file that was read in earnest (EARNEST of it) and fits into the
- *                  pool: one thread of low priority, only while nobody waits for a decoder and
- *                  no window is open; goes on after the last close
+ *                  pool: by the same thread, only while nobody waits for a decoder and no
+ *                  window is open; goes on after the last close
  *
  * Readers are known by their offsets alone (handles of one file may share a position, a kernel
  * reads ahead by itself and out of order): a request near where one of READERS ended belongs to
@@ -50,7 +52,7 @@
 #define SPARE_MAX   16 /* buffers of held frames kept for reuse */
 #define NICE        10
 
-enum work { WORK_HELP = 1, WORK_AHEAD = 2, WORK_COMPLETE = 4 };
+enum work { WORK_HELP = 1, WORK_AHEAD = 2, WORK_BEHIND = 4, WORK_COMPLETE = 8 };
 
 struct readahead {
 	/* constant after readahead_start() */
@@ -227,7 +229,7 @@ void readahead_held_free(struct pool *p, struct held_frame *f)
 /* ---- raising and forgetting ---- */
 
 /* (R1), (R2) node->lock held. */
-static void raise_work(struct pool *p, struct hydration *h, enum work work)
+static void raise_work(struct pool *p, struct hydration *h, unsigned work)
 {
 	struct readahead *ra = p->readahead;
 
@@ -236,7 +238,7 @@ static void raise_work(struct pool *p, struct hydration *h, enum work work)
 		return;
 	lock_take(&ra->lock);
 	if (!ra->stopping) {
-		h->work |= (unsigned)work;
+		h->work |= work;
 		h->raised++;
 		if (!h->listed) {
 			hydrate_get(h);
@@ -272,7 +274,7 @@ void readahead_forget(struct pool *p, struct hydration *h, bool complete)
 		h->completing = false;
 	lock_drop(&h->lock);
 	lock_take(&ra->lock);
-	h->work &= complete ? 0U : (unsigned)WORK_COMPLETE;
+	h->work &= complete ? 0U : (unsigned)WORK_COMPLETE | WORK_BEHIND;
 	if (h->listed && h->at_work == 0 && h->work == 0) {
 		DL_DELETE(ra->list, h);
 		h->listed = false;
@@ -367,6 +369,18 @@ bool readahead_note(struct pool *p, struct hydration *h, uint64_t off, uint64_t 
 	return sequential;
 }
 
+void readahead_behind(struct pool *p, struct hydration *h)
+{
+	bool completing;
+
+	lock_take(&h->node->lock);
+	lock_take(&h->lock);
+	completing = h->completing;
+	lock_drop(&h->lock);
+	raise_work(p, h, completing ? WORK_BEHIND | WORK_COMPLETE : WORK_BEHIND);
+	lock_drop(&h->node->lock);
+}
+
 void readahead_help(struct pool *p, struct hydration *h, struct want *w)
 {
 	lock_take(&h->lock);
@@ -417,9 +431,10 @@ static bool claim_completion(struct hydration *h, size_t *ret)
 {
 	if (!h->completing)
 		return false;
-	if (hydrate_claim(h, &h->complete_next, h->units, CLAIM_SKIP_BAD, ret) == CLAIM_GOT)
+	if (hydrate_claim(h, &h->complete_next, h->units, CLAIM_HELD_OK | CLAIM_SKIP_BAD,
+	                  ret) == CLAIM_GOT)
 		return true;
-	h->completing = false;
+	h->completing = h->held != NULL; /* which may be dropped yet */
 	return false;
 }
 
@@ -438,6 +453,8 @@ static bool claim_for(struct pool *p, struct hydration *h, enum work work, size_
 	case WORK_COMPLETE:
 		got = claim_completion(h, ret);
 		break;
+	case WORK_BEHIND:
+		break;
 	}
 	lock_drop(&h->lock);
 	return got;
@@ -446,17 +463,38 @@ static bool claim_for(struct pool *p, struct hydration *h, enum work work, size_
 /* A descriptor of our own: the file may be closed, or be closed meanwhile. */
 static int own_fd(struct pool *p, struct hydration *h)
 {
+	struct scratch *s;
 	int fd;
 
 	lock_take(&h->node->lock);
-	if (h->s->fd >= 0) {
-		fd = fcntl(h->s->fd, F_DUPFD_CLOEXEC, 3);
+	s = h->node->scratch;
+	INVARIANT(s && s->hydration == h); /* a unit is missing */
+	if (s->fd >= 0) {
+		fd = fcntl(s->fd, F_DUPFD_CLOEXEC, 3);
 		fd = fd < 0 ? -errno : fd;
 	} else {
-		fd = scratch_open_fd(p, h->s, O_RDWR);
+		fd = scratch_open_fd(p, s, O_RDWR);
 	}
 	lock_drop(&h->node->lock);
 	return fd;
+}
+
+static bool work_behind(struct pool *p, struct hydration *h)
+{
+	struct held_frame *f;
+	bool done;
+	int fd;
+
+	lock_take(&h->lock);
+	f = hydrate_claim_held(h);
+	lock_drop(&h->lock);
+	if (!f)
+		return false;
+	fd = own_fd(p, h);
+	done = hydrate_write_behind(p, h, f, fd);
+	if (fd >= 0)
+		(void)sys_close(fd);
+	return done;
 }
 
 /* One unit. False: there was nothing to do, or it cannot be done now. */
@@ -468,6 +506,8 @@ static bool work_once(struct pool *p, struct hydration *h, enum work work,
 	errint_t r;
 	int fd;
 
+	if (work == WORK_BEHIND)
+		return work_behind(p, h);
 	if (!claim_for(p, h, work, &unit))
 		return false;
 	/* From here to its settling the unit is missing, so the scratch stays. */
@@ -488,7 +528,8 @@ static bool work_once(struct pool *p, struct hydration *h, enum work work,
 /* The first file with the most urgent of these kinds of work. ra->lock held. */
 static struct hydration *choose(const struct readahead *ra, unsigned kinds, enum work *ret)
 {
-	static const enum work order[] = {WORK_HELP, WORK_AHEAD, WORK_COMPLETE};
+	static const enum work order[] = {WORK_HELP, WORK_AHEAD, WORK_BEHIND,
+	                                  WORK_COMPLETE};
 	struct hydration *h;
 
 	for (size_t i = 0; i < ARRAY_LEN(order); i++) {
@@ -504,22 +545,25 @@ static struct hydration *choose(const struct readahead *ra, unsigned kinds, enum
 	return NULL;
 }
 
-/* (R3) ra->lock held. */
-static bool may_decode(const struct readahead *ra, unsigned kinds)
+/* Of these kinds those that may be worked at now (R3). ra->lock held. */
+static unsigned allowed(const struct readahead *ra, unsigned kinds)
 {
 	enum work more;
 
-	if (ra->waiting > 0 || ra->slots_used >= ra->slots_max)
-		return false;
-	return kinds != WORK_COMPLETE ||
-	       (ra->slots_used == 0 && !choose(ra, WORK_HELP | WORK_AHEAD, &more));
+	if (kinds & WORK_COMPLETE) {
+		bool idle = ra->waiting == 0 && ra->slots_used == 0 &&
+		            !choose(ra, WORK_HELP | WORK_AHEAD, &more);
+
+		return idle ? kinds : kinds & ~(unsigned)WORK_COMPLETE;
+	}
+	return ra->waiting > 0 || ra->slots_used >= ra->slots_max ? 0 : kinds;
 }
 
 /* One turn with h. ra->lock held before and after, but not all the time. */
 static void take_turn(struct pool *p, struct hydration *h, enum work work)
 {
 	struct readahead *ra = p->readahead;
-	struct decode_slot *slot = slot_take(ra);
+	struct decode_slot *slot = work == WORK_BEHIND ? NULL : slot_take(ra);
 	uint32_t raised = h->raised;
 	bool done;
 
@@ -528,9 +572,11 @@ static void take_turn(struct pool *p, struct hydration *h, enum work work)
 	DL_APPEND(ra->list, h);
 	lock_drop(&ra->lock);
 	done = work_once(p, h, work, slot);
-	slot_shrink(slot);
+	if (slot)
+		slot_shrink(slot);
 	lock_take(&ra->lock);
-	slot_give(ra, slot);
+	if (slot)
+		slot_give(ra, slot);
 	h->at_work--;
 	if (!done && h->raised == raised) /* (R2) */
 		h->work &= ~(unsigned)work;
@@ -552,7 +598,7 @@ static void run(struct pool *p, unsigned kinds)
 
 	lock_take(&ra->lock);
 	while (!ra->stopping) {
-		h = may_decode(ra, kinds) ? choose(ra, kinds, &work) : NULL;
+		h = choose(ra, allowed(ra, kinds), &work);
 		if (h)
 			take_turn(p, h, work);
 		else
@@ -570,7 +616,7 @@ static void *ahead_main(void *arg)
 static void *completer_main(void *arg)
 {
 	(void)setpriority(PRIO_PROCESS, (id_t)gettid(), NICE);
-	run(arg, WORK_COMPLETE);
+	run(arg, WORK_BEHIND | WORK_COMPLETE);
 	return NULL;
 }
 

@@ -22,6 +22,8 @@ bool readahead_note(struct pool *p, struct hydration *h, uint64_t off, uint64_t 
 /* node->lock held: others may help with w, until readahead_help_end(). */
 void readahead_help(struct pool *p, struct hydration *h, struct want *w);
 void readahead_help_end(struct hydration *h, struct want *w);
+/* Something is in memory that belongs into the scratch. No lock held. */
+void readahead_behind(struct pool *p, struct hydration *h);
 /* node->lock held: nobody reads it any more; with `complete` the background pass ends too. */
 void readahead_forget(struct pool *p, struct hydration *h, bool complete);
 

@@ -2,8 +2,7 @@
  * Reading a scratch that may not be whole: from its file where the bytes are there, else from
  * memory, decoding what is missing on the way.
  *
- * Of a file that fits into the pool everything goes through the scratch; of others what a
- * sequential reader passes is in memory only (hydrate.c: what is kept).
+ * What a sequential reader passes comes from memory (hydrate.c: what is kept).
  *
  * Threads: any; those that may not wait get -EAGAIN where something has to be decoded.
  */
@@ -51,7 +50,7 @@ static errint_t gather_unit(struct gather *g, size_t unit, bool wait)
 		errint_t r = 0;
 
 		lock_take(&h->lock);
-		if (h->state[unit] == FRAME_HELD)
+		if (h->state[unit] == FRAME_HELD || h->state[unit] == FRAME_WRITING)
 			*pin = hydrate_hold(h, unit);
 		if (*pin || h->state[unit] == FRAME_VALID) {
 			lock_drop(&h->lock);
