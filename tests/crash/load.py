@@ -207,7 +207,7 @@ class RandomWriter(Writer):
     def save(self, name):
         """Replaces a file by a new one, as editors do; half of them without fsync."""
         rng = self.rng
-        tmp = name + f".new{self.count}"
+        tmp = name + f".new{rng.randrange(10**9)}"
         self.count += 1
         self.create(tmp)
         for _ in range(rng.randrange(1, 3)):

@@ -303,7 +303,8 @@ class Episode:
         kill_quietly(self.c.pid)
         self.c.proc.wait(30)
         for pid in self.pids:
-            assert reap(pid) == 0, "a writer read what it had not written"
+            status = reap(pid)
+            assert status == 0, f"a writer ended with {status}: it read what it had not written"
         self.rig.box.cellars.remove(self.c)
         run("umount", "-l", self.c.mnt, check=False)
         self.rig.umount()
