@@ -626,19 +626,6 @@ static errint_t open_to_cut(struct pool *p, struct node *n, unsigned flags, bool
 	return r;
 }
 
-/* Whoever fills the scratch now would move its mtime later (tail.c, T2). Readers that never end are
- * not waited for: then the mtime shows too young a time until the last writer closes. */
-static errint_t quiet_for_tail(struct pool *p, struct scratch *s, bool wait)
-{
-	for (int i = 0; i < 3 && s->hydration && s->record.state == RECORD_CLEAN; i++) {
-		if (hydrate_quiet(p, s, wait))
-			return 0;
-		if (!wait)
-			return -EAGAIN;
-	}
-	return 0;
-}
-
 static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool wait)
 {
 	struct scratch *s = NULL;
@@ -669,7 +656,7 @@ static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool w
 	if (counted)
 		uncount_open(p);
 	if (r == 0 && !done && !need_all && (flags & POOL_WRITE)) {
-		r = quiet_for_tail(p, s, wait);
+		r = tail_quiet(p, s, wait);
 		if (r == 0)
 			r = make_writable(p, n, flags, empty);
 		if (r < 0)

@@ -219,6 +219,9 @@ void scratch_adopt_earlier(struct pool *p, struct node *n);
 /* Whether what is partly hydrated may be written to at its end as it is. node->lock held. */
 bool tail_possible(const struct pool *p, const struct scratch *s);
 bool tail_is_dirty(const struct scratch *s); /* node->lock held */
+/* Before tail_begin(): nobody fills the scratch any more. -EAGAIN where it would wait and !wait;
+ * node->lock is given up meanwhile. */
+errint_t tail_quiet(struct pool *p, struct scratch *s, bool wait);
 /* clean and partly hydrated -> dirty tail. node->lock held, the hydration is quiet. */
 errint_t tail_begin(struct pool *p, struct scratch *s);
 /* Everything is hydrated: the record says whole. node->lock held across an fdatasync. */

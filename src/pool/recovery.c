@@ -477,8 +477,8 @@ static bool never_written(struct pool *p, struct scratch *s)
 
 	return sys_fstatat(p->scratch_fd, scratch_name(s->ino).s, &st,
 	                   AT_SYMLINK_NOFOLLOW) == 0 &&
-	       (st.st_size == 0 || (s->record.kind == RECORD_TAIL &&
-	                            (uint64_t)st.st_size <= s->record.ask));
+	       (st.st_size == 0 ||
+	        (s->record.kind == RECORD_TAIL && (uint64_t)st.st_size <= s->record.ask));
 }
 
 /* (R5): the written bytes are in lost+found first, then an empty file with the same record takes

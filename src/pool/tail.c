@@ -45,6 +45,19 @@ static void become_tail(struct hydration *h)
 	lock_drop(&h->lock);
 }
 
+/* Whoever fills the scratch now would move its mtime later (T2). Readers that never end are
+ * not waited for: then the mtime shows too young a time until the last writer closes. */
+errint_t tail_quiet(struct pool *p, struct scratch *s, bool wait)
+{
+	for (int i = 0; i < 3 && s->hydration && s->record.state == RECORD_CLEAN; i++) {
+		if (hydrate_quiet(p, s, wait))
+			return 0;
+		if (!wait)
+			return -EAGAIN;
+	}
+	return 0;
+}
+
 errint_t tail_begin(struct pool *p, struct scratch *s)
 {
 	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, {0}};
