@@ -694,6 +694,8 @@ struct held_frame *hydrate_claim_held(struct hydration *h)
 	struct held_frame *f;
 
 	lock_assert_held(&h->lock);
+	if (h->tail) /* tail.c, T2: raised before it became one */
+		return NULL;
 	DL_FOREACH (h->held, f) {
 		if (h->state[f->unit] == FRAME_HELD) {
 			h->state[f->unit] = FRAME_WRITING;

@@ -429,7 +429,7 @@ static bool claim_ahead(struct pool *p, struct hydration *h, size_t *ret)
 
 static bool claim_completion(struct hydration *h, size_t *ret)
 {
-	if (!h->completing)
+	if (!h->completing || h->tail) /* tail.c, T2 */
 		return false;
 	if (hydrate_claim(h, &h->complete_next, h->units, CLAIM_HELD_OK | CLAIM_SKIP_BAD,
 	                  ret) == CLAIM_GOT)
