@@ -94,21 +94,6 @@ static void remember_owner(struct scratch *s, const struct stat *st)
 	s->gid = st->st_gid;
 }
 
-/* The first record and hint of a new scratch file. The record comes last: where the rest fails
- * and the file cannot even be deleted, recovery finds an empty file without a record. */
-static errint_t write_first_record(struct pool *p, struct scratch *s, const char *hint)
-{
-	errint_t r = record_write_hint(s->fd, hint);
-
-	if (r == 0)
-		r = record_write(s->fd, &s->record);
-	if (r == 0) {
-		free(s->hint);
-		s->hint = xstrdup(hint);
-	}
-	return r;
-}
-
 /* What was known of the object matched by size and mtime, and it is another all the same: it
  * was damaged. A flush must not take that for a change by somebody else. node->lock held. */
 static void correct_info(struct pool *p, struct node *n, const struct stamp *now)
@@ -197,7 +182,7 @@ static errint_t start_cold(struct pool *p, struct node *n, unsigned flags,
 			s->record.state = RECORD_DIRTY;
 			s->record.flags = is_new ? RECORD_NEW : 0;
 		}
-		r = write_first_record(p, s, path);
+		r = scratch_first_record(p, s, path);
 	}
 	if (r < 0) {
 		if (s->fd >= 0)
@@ -723,7 +708,7 @@ errint_t pool_prepare_new(struct pool *p, uint64_t ino, const char *store_path,
 	if (r >= 0) {
 		s->record.state = RECORD_DIRTY;
 		s->record.flags = RECORD_NEW;
-		r = write_first_record(p, s, store_path);
+		r = scratch_first_record(p, s, store_path);
 		if (r < 0)
 			(void)sys_unlinkat(p->scratch_fd, scratch_name(ino).s, 0);
 	}

@@ -186,6 +186,9 @@ void scratch_attach(struct pool *p, struct scratch *s, struct node *n);
 /* A new empty file for ino, O_RDWR; an old one of that name is removed first. */
 int scratch_create_file(struct pool *p, uint64_t ino);
 int scratch_open_fd(struct pool *p, struct scratch *s, int flags);
+/* The first record and hint of a new scratch file. The record comes last: where the rest fails
+ * and the file cannot even be deleted, recovery finds an empty file without a record. */
+errint_t scratch_first_record(struct pool *p, struct scratch *s, const char *hint);
 /* Writes s->record with the present boot id; node->lock held. */
 errint_t scratch_record(struct pool *p, struct scratch *s);
 /* Writes the path hint anew from the node's names. A failure costs a search after a crash, no

@@ -207,6 +207,19 @@ errint_t scratch_record(struct pool *p, struct scratch *s)
 	return r;
 }
 
+errint_t scratch_first_record(struct pool *p, struct scratch *s, const char *hint)
+{
+	errint_t r = record_write_hint(s->fd, hint);
+
+	if (r == 0)
+		r = record_write(s->fd, &s->record);
+	if (r == 0) {
+		free(s->hint);
+		s->hint = xstrdup(hint);
+	}
+	return r;
+}
+
 void scratch_write_hint(struct pool *p, struct scratch *s)
 {
 	char *path = node_store_path(p->tree, s->node);
