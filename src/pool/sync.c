@@ -127,6 +127,7 @@ errint_t sync_directories(struct pool *p, struct node *dir, int dirfd)
  * place-holder without mark and scratch could not be read (attrs.h). */
 static void unmark_object(struct pool *p, struct node *n)
 {
+	struct stat before, shown, after;
 	struct place at;
 	int fd;
 
@@ -135,7 +136,13 @@ static void unmark_object(struct pool *p, struct node *n)
 	if (node_place(p->tree, n, &at) == 0) {
 		fd = store_open_object(at.dirfd, at.store_name.s);
 		if (fd >= 0) {
-			attrs_unmark_new(fd);
+			bool known = sys_fstat(fd, &before) == 0;
+
+			attrs_unmark_new(fd); /* moves the ctime, which nobody may see */
+			if (known && sys_fstat(fd, &after) == 0) {
+				resolve_attr(n, &before, &shown);
+				resolve_keep_ctime(p->tree, n, &after, &shown.st_ctim);
+			}
 			(void)sys_close(fd);
 		}
 		place_release(p->tree, &at);

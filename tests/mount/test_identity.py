@@ -171,6 +171,23 @@ def test_ctime_moves_when_it_should(plain):
     os.close(fd)
 
 
+def test_sync_of_a_new_file_does_not_show(plain):
+    """What the daemon notes on the object at the first sync moves no ctime."""
+    with open(plain.path("f"), "wb") as f:
+        f.write(b"x")
+        f.flush()
+        os.link(plain.path("f"), plain.path("again"))
+        before = identity(plain.path("f"))
+        wait_for(
+            lambda: time.clock_gettime_ns(time.CLOCK_REALTIME) > before["st"][7] + 8_000_000
+        )
+        os.fsync(f.fileno())
+        plain.flush()
+        assert identity(plain.path("f")) == before
+    plain.make_cold("f")
+    assert identity(plain.path("f")) == before
+
+
 def test_directory_times(plain):
     """A new, a removed and a renamed entry move mtime and ctime; write-back does not."""
     os.mkdir(plain.path("d"))
