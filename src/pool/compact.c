@@ -135,7 +135,7 @@ static errint_t compact_look(struct compaction *c)
 	if (r == 0)
 		r = open_target(c);
 	if (r == 0) {
-		j->ctime = job_logical_ctime(j);
+		j->ctime = job_logical_ctime(j, &j->target_st);
 		r = choose_way(c);
 	}
 	lock_drop(&j->n->lock);

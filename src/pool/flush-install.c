@@ -229,13 +229,14 @@ errint_t job_find_target(struct pool *p, struct job *j)
 	return target_by_hint(p, j);
 }
 
-struct timespec job_logical_ctime(const struct job *j)
+struct timespec job_logical_ctime(const struct job *j, const struct stat *st)
 {
+	struct timespec stored = st->st_ctim;
+
 	lock_assert_held(&j->n->lock);
-	if (j->n->info_valid &&
-	    timespec_cmp(&j->target_st.st_ctim, &j->n->info.seen_ctime) == 0)
-		return j->n->info.ctime;
-	return j->target_st.st_ctim;
+	if (j->n->info_valid && timespec_cmp(&st->st_ctim, &j->n->info.seen_ctime) == 0)
+		stored = j->n->info.ctime;
+	return j->s ? scratch_ctime(j->s, &stored) : stored;
 }
 
 static bool has_name(struct pool *p, struct node *n, struct node *parent,

@@ -67,8 +67,8 @@ void job_unlock_target(struct pool *p, struct job *j);
  * its identity. */
 errint_t job_install(struct pool *p, struct job *j);
 
-/* node->lock held: the logical ctime of what the store has (target_st). */
-struct timespec job_logical_ctime(const struct job *j);
+/* node->lock held: the logical ctime of the job's file, whose object has the attributes st. */
+struct timespec job_logical_ctime(const struct job *j, const struct stat *st);
 /* The target is a plain file: does it become an object, and under which name? node->lock held. */
 errint_t job_decide_plain(struct pool *p, struct job *j);
 /* Closes and frees what the job holds, its reference on the node too; removes its tmp file. */

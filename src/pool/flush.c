@@ -31,7 +31,8 @@
  *  (F6) An error leaves the scratch dirty; it is counted, kept for status, retried with
  *       back-off, and nothing of the old object is touched.
  *  (F7) The attributes of the new object are those of the old one at the rename: copied
- *       before, and copied again under the locks if the object's ctime moved since.
+ *       before, and copied again under the locks if the object's ctime moved since; the
+ *       logical ctime is then that of the change.
  *  (F8) Once the new object has its name, node and record (in memory) know it, whatever fails: what
  *       can fail of finding out its identity and stamp comes before. Otherwise the next try
  *       would take our own object for a foreign one.
@@ -255,17 +256,13 @@ static errint_t job_encode(struct pool *p, struct job *j)
 /* Where the object is and how it will be brought up to date; attributes of the old one. */
 static errint_t job_look(struct pool *p, struct job *j)
 {
-	struct scratch *s = j->s;
 	errint_t r;
 
 	rwlock_rd(&p->tree->ns);
 	lock_take(&j->n->lock);
 	r = job_find_target(p, j);
-	if (r == 0) {
-		struct timespec stored = job_logical_ctime(j);
-
-		j->ctime = scratch_ctime(s, &stored);
-	}
+	if (r == 0)
+		j->ctime = job_logical_ctime(j, &j->target_st);
 	lock_drop(&j->n->lock);
 	rwlock_drop(&p->tree->ns);
 	if (r == 0 && j->ask > 0 && !j->unchanged && !j->base_current) {
@@ -365,11 +362,15 @@ static errint_t refresh_attributes(struct job *j)
 	bool refused;
 	errint_t r;
 
-	if (j->target_fd <= 0 || j->copy_over)
+	if (j->target_fd <= 0)
 		return 0;
 	r = sys_fstat(j->target_fd, &st);
 	if (r < 0 || timespec_cmp(&st.st_ctim, &j->target_st.st_ctim) == 0)
 		return r;
+	/* That of the change: the object itself carries the older one, the catalog this. */
+	j->ctime = job_logical_ctime(j, &st);
+	if (j->copy_over)
+		return 0;
 	if (st.st_nlink != j->target_st.st_nlink)
 		return -EAGAIN;
 	r = copy_attributes(j, &refused);
@@ -391,7 +392,11 @@ static errint_t set_times(struct pool *p, struct job *j)
 	if (r < 0 || timespec_cmp(&st.st_mtim, &j->target_st.st_mtim) == 0)
 		return r;
 	ts[1] = st.st_mtim;
-	r = sys_futimens(j->target_fd, ts);
+	r = sys_fstat(j->target_fd, &now);
+	if (r == 0) {
+		j->ctime = job_logical_ctime(j, &now);
+		r = sys_futimens(j->target_fd, ts);
+	}
 	if (r == 0)
 		r = sys_fstat(j->target_fd, &now);
 	if (r == 0) {

@@ -23,6 +23,8 @@ from harness import (
     errno_of,
     noise,
     read_file,
+    reap,
+    spawn,
     text,
     wait_for,
     write_file,
@@ -186,6 +188,30 @@ def test_sync_of_a_new_file_does_not_show(plain):
         assert identity(plain.path("f")) == before
     plain.make_cold("f")
     assert identity(plain.path("f")) == before
+
+
+@pytest.mark.parametrize("how", ["replaced", "linked"])
+def test_a_change_during_a_flush_keeps_its_ctime(box, mode, how):
+    """(F7): chmod while the new object is made is in it, and its ctime is not set back."""
+    held = os.path.join(box.path, "held")
+    c = box.cellar(writeback_delay="1h", **mode)
+    c.start(env={"CELLAR_TEST_STEP": "flush.verified=wait", "CELLAR_TEST_STEP_FILE": held})
+    path = c.write("f", text(20 * KIB, 1))
+    if how == "linked":
+        os.link(path, c.path("again"))
+    pid = spawn(c.flush)
+    wait_for(lambda: os.path.exists(held), what="the flush to come to the step")
+    os.chmod(path, 0o604)
+    os.setxattr(path, "user.late", b"1")
+    before = identity(path)
+    os.unlink(held)
+    assert reap(pid) == 0
+    c.flush()
+    assert identity(path) == before
+    c.make_cold("f")
+    assert identity(path) == before
+    c.remount()
+    assert identity(path) == before and before["xattrs"] == [("user.late", b"1")]
 
 
 def test_directory_times(plain):
