@@ -336,7 +336,7 @@ static errint_t act_verify(struct world *w)
 	struct verify_totals totals;
 	char *cause = NULL;
 	errint_t r =
-	    verify_tree(w->store, "", UINT64_MAX, NULL, NULL, NULL, &totals, &cause);
+	    verify_tree(w->store, "", UINT64_MAX, NULL, NULL, NULL, NULL, &totals, &cause);
 
 	if (r == 0 && totals.files < w->count)
 		violation(w, "verify passed over something and says nothing of it");

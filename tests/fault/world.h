@@ -570,8 +570,8 @@ static inline void world_check(struct world *w)
 		if (!f->must_lack)
 			check_object(w, f);
 	}
-	r = verify_tree(w->store, "", UINT64_MAX, unborn ? NULL : say_damaged, w, NULL,
-	                &totals, &cause);
+	r = verify_tree(w->store, "", UINT64_MAX, NULL, unborn ? NULL : say_damaged, w,
+	                NULL, &totals, &cause);
 	if (r < 0)
 		violation(w, "verify: %s", cause ? cause : strerror(-r));
 	free(cause);
