@@ -556,6 +556,7 @@ static void note_cut(struct pool *p, struct scratch *s)
 	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_nsec = UTIME_NOW}};
 
 	rwlock_wr(&s->gate);
+	changes_note_from(&s->changes, 0);
 	atomic_fetch_add(&s->gen, 1);
 	note_change(s);
 	rwlock_drop(&s->gate);
@@ -773,16 +774,6 @@ void pool_keep_new(struct pool *p, struct new_scratch *ns)
 }
 
 /* ---- data of an open node ---- */
-
-errint_t scratch_ready(struct node *n, uint64_t off, uint64_t len)
-{
-	return hydrate_is_ready(n->scratch, off, len) ? 0 : -EAGAIN;
-}
-
-errint_t scratch_hydrate(struct pool *p, struct node *n, uint64_t off, uint64_t len)
-{
-	return hydrate_range(p, n->scratch, off, len);
-}
 
 int scratch_fd(struct node *n)
 {

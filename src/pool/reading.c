@@ -258,6 +258,16 @@ void scratch_read_end(struct pool *p, struct read_view *v)
 	v->fd = -1;
 }
 
+errint_t scratch_ready(struct node *n, uint64_t off, uint64_t len)
+{
+	return hydrate_is_ready(n->scratch, off, len) ? 0 : -EAGAIN;
+}
+
+errint_t scratch_hydrate(struct pool *p, struct node *n, uint64_t off, uint64_t len)
+{
+	return hydrate_range(p, n->scratch, off, len);
+}
+
 off_t pool_lseek(struct pool *p, struct node *n, off_t off, int whence, bool cached)
 {
 	struct scratch *s = n->scratch;

@@ -219,6 +219,25 @@ def test_open_with_truncation(cellar):
     assert cellar.counter("bytes_decoded") == before
 
 
+def test_truncation_of_what_is_partly_there(box, mode):
+    """(H2), G1: cut to nothing while only its begin is decoded, then written elsewhere: what is
+    between is zeros, in the object too."""
+    c = box.cellar(writeback_delay="1h", frame_size="64K", eager_size="64K", **mode).start()
+    path = c.write("f", text(700 * KIB, 1))
+    c.make_cold("f")
+    with open(path, "rb") as f:
+        f.read(10)
+    with open(path, "wb") as f:
+        f.seek(500 * KIB)
+        f.write(b"far")
+    want = bytes(500 * KIB) + b"far"
+    assert c.read("f") == want
+    c.flush()
+    assert c.stored("f") == want
+    c.make_cold("f")
+    assert c.read("f") == want
+
+
 def test_append_from_two_processes(lively):
     """O_APPEND: every line of every writer exactly once, whole, in its writer's order."""
     path = lively.path("log")
