@@ -304,11 +304,35 @@ static errint_t copy_attributes(struct job *j, bool *ret_refused)
 	return r;
 }
 
+/* What is copied over an object takes the place of bytes that a tail still asks for (T1): there
+ * it must be whole first. -EAGAIN: it is by now, and what was found out of it does not hold. */
+static errint_t whole_before_copy(struct pool *p, struct job *j)
+{
+	bool partly;
+	errint_t r;
+
+	if (!j->copy_over)
+		return 0;
+	lock_take(&j->n->lock);
+	partly = j->s->hydration != NULL;
+	lock_drop(&j->n->lock);
+	if (!partly)
+		return 0;
+	r = pool_open_file(p, j->n, POOL_READ);
+	if (r == 0) {
+		r = hydrate_range(p, j->s, 0, UINT64_MAX);
+		pool_close_file(p, j->n, POOL_READ);
+	}
+	return r == 0 ? -EAGAIN : r;
+}
+
 static errint_t job_encode_all(struct pool *p, struct job *j)
 {
 	bool refused = false;
 	errint_t r = job_look(p, j);
 
+	if (r == 0)
+		r = whole_before_copy(p, j);
 	if (r < 0 || j->unchanged)
 		return r;
 	if (j->hold_writers) {
@@ -339,8 +363,10 @@ static errint_t job_encode_all(struct pool *p, struct job *j)
 		r = job_still_true(j) < 0 ? -EAGAIN : r;
 	if (r == 0 && !j->same)
 		r = copy_attributes(j, &refused);
-	if (r == 0 && refused)
+	if (r == 0 && refused) {
 		j->copy_over = true; /* an ordinary user's daemon and another's file */
+		r = whole_before_copy(p, j);
+	}
 	return r;
 }
 

@@ -120,6 +120,29 @@ def test_orders_of_links_and_writes(plain):
         f.check(order)
 
 
+@pytest.mark.parametrize("grow", [5, 200 * KIB])
+def test_append_to_a_cold_file_with_two_names(box, mode, grow):
+    """(T1): its object is copied over in place, and what was not hydrated is still there."""
+    c = box.cellar(writeback_delay="1h", frame_size="64K", eager_size="64K", **mode).start()
+    want = bytearray(text(156023, 1))
+    path = c.write("a", want)
+    os.link(path, c.path("b"))
+    c.make_cold("a")
+    fd = os.open(path, os.O_RDWR)
+    for n in range(2):
+        os.pwrite(fd, b"y" * grow, len(want))
+        want += b"y" * grow
+        c.flush()
+        assert c.stored("b") == want
+        assert os.pread(fd, 100, 70000) == want[70000:70100]
+        os.pwrite(fd, b"z" * 8192, 119734 - n * 50000)
+        want[119734 - n * 50000 : 119734 - n * 50000 + 8192] = b"z" * 8192
+        assert c.read("b") == want
+    os.close(fd)
+    c.make_cold("a")
+    assert c.read("b") == want and c.stored("a") == want
+
+
 # ---- exchange ----
 
 
