@@ -51,6 +51,7 @@
 
 #include "utlist.h"
 
+#define RETRY_MS       100        /* until a file that changed meanwhile is tried again */
 #define BATCH_MAX      64         /* small files flushed together */
 #define SMALL_BYTES    (1U << 20) /* up to here a file counts as small */
 #define OPTIMISTIC     3          /* tries before writers are held up */
@@ -304,14 +305,37 @@ static errint_t copy_attributes(struct job *j, bool *ret_refused)
 	return r;
 }
 
-/* What is copied over an object takes the place of bytes that a tail still asks for (T1): there
- * it must be whole first. -EAGAIN: it is by now, and what was found out of it does not hold. */
+/* Hydrates what is open and partly there; without a change by a user its mtime stays. */
+static errint_t make_whole(struct pool *p, struct scratch *s)
+{
+	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}};
+	uint64_t gen = atomic_load(&s->gen);
+	struct stat before;
+	errint_t r = sys_fstat(s->fd, &before);
+
+	if (r == 0)
+		r = hydrate_range(p, s, 0, UINT64_MAX);
+	if (r < 0)
+		return r;
+	ts[1] = before.st_mtim;
+	lock_take(&s->node->lock);
+	rwlock_wr(&s->gate);
+	if (atomic_load(&s->gen) == gen)
+		r = sys_futimens(s->fd, ts);
+	rwlock_drop(&s->gate);
+	lock_drop(&s->node->lock);
+	return r;
+}
+
+/* What is copied over an object takes the place of bytes that a tail still asks for (tail.c, T1):
+ * there it must be whole first. -EAGAIN: it is by now, and what was found out of it does not
+ * hold any more. */
 static errint_t whole_before_copy(struct pool *p, struct job *j)
 {
 	bool partly;
 	errint_t r;
 
-	if (!j->copy_over)
+	if (!j->copy_over || j->unchanged)
 		return 0;
 	lock_take(&j->n->lock);
 	partly = j->s->hydration != NULL;
@@ -320,7 +344,7 @@ static errint_t whole_before_copy(struct pool *p, struct job *j)
 		return 0;
 	r = pool_open_file(p, j->n, POOL_READ);
 	if (r == 0) {
-		r = hydrate_range(p, j->s, 0, UINT64_MAX);
+		r = make_whole(p, j->s);
 		pool_close_file(p, j->n, POOL_READ);
 	}
 	return r == 0 ? -EAGAIN : r;
@@ -525,7 +549,8 @@ static void job_finish(struct pool *p, struct job *j)
 	if (j->error == -EAGAIN) {
 		count_one(COUNTER_FLUSH_RETRIES);
 		s->flush_tries++;
-		flush_queue(p, s, s->opens > 0 ? 100 : p->writeback_ms, j->urgent);
+		/* Soon: somebody may wait for it, and who has closed it has no more to write. */
+		flush_queue(p, s, MIN_OF(p->writeback_ms, RETRY_MS), j->urgent);
 	} else if (j->error < 0) {
 		job_failed(p, j);
 	} else {

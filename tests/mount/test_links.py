@@ -132,8 +132,9 @@ def test_append_to_a_cold_file_with_two_names(box, mode, grow):
     for n in range(2):
         os.pwrite(fd, b"y" * grow, len(want))
         want += b"y" * grow
+        mtime = os.stat(path).st_mtime_ns
         c.flush()
-        assert c.stored("b") == want
+        assert c.stored("b") == want and os.stat(path).st_mtime_ns == mtime
         assert os.pread(fd, 100, 70000) == want[70000:70100]
         os.pwrite(fd, b"z" * 8192, 119734 - n * 50000)
         want[119734 - n * 50000 : 119734 - n * 50000 + 8192] = b"z" * 8192
@@ -141,6 +142,11 @@ def test_append_to_a_cold_file_with_two_names(box, mode, grow):
     os.close(fd)
     c.make_cold("a")
     assert c.read("b") == want and c.stored("a") == want
+    with open(path, "ab") as f:  # closed before it is flushed
+        f.write(b"end")
+    want += b"end"
+    c.flush()
+    assert c.stored("b") == want == c.read("a")
 
 
 # ---- exchange ----
