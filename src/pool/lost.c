@@ -15,6 +15,7 @@
 #include "base/text.h"
 #include "pool/internal.h"
 
+#define LOST_NAME   40 /* room for one of our names there */
 #define NAMES_TRIED 10000
 #define WHY_MAX     512
 
@@ -39,19 +40,38 @@ static bool is_same_file(int dirfd, const char *name, int other_dirfd, const cha
 	       a.st_ino == b.st_ino;
 }
 
+static void lost_name(uint64_t ino, unsigned i, char ret[LOST_NAME])
+{
+	if (i == 0)
+		snprintf(ret, LOST_NAME, "%016llx", (unsigned long long)ino);
+	else
+		snprintf(ret, LOST_NAME, "%016llx-%u", (unsigned long long)ino, i);
+}
+
+bool pool_is_in_lost(struct pool *p, const char *scratch_file, uint64_t ino)
+{
+	char name[LOST_NAME];
+	struct stat st;
+
+	for (unsigned i = 0; i < NAMES_TRIED; i++) {
+		lost_name(ino, i, name);
+		if (is_same_file(p->scratch_fd, scratch_file, p->lost_fd, name))
+			return true;
+		if (sys_fstatat(p->lost_fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+			return false;
+	}
+	return false;
+}
+
 static errint_t to_lost(struct pool *p, const char *scratch_file, uint64_t ino,
                         const char *why, bool link)
 {
-	char name[64];
+	char name[LOST_NAME];
 	errint_t r = -EEXIST;
 
 	write_why(p, scratch_file, why);
 	for (unsigned i = 0; i < NAMES_TRIED && r == -EEXIST; i++) {
-		if (i == 0)
-			snprintf(name, sizeof(name), "%016llx", (unsigned long long)ino);
-		else
-			snprintf(name, sizeof(name), "%016llx-%u", (unsigned long long)ino,
-			         i);
+		lost_name(ino, i, name);
 		if (link)
 			r = sys_linkat(p->scratch_fd, scratch_file, p->lost_fd, name, 0);
 		else

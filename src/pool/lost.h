@@ -37,6 +37,9 @@ errint_t pool_move_to_lost(struct pool *p, const char *scratch_file, uint64_t in
 errint_t pool_link_to_lost(struct pool *p, const char *scratch_file, uint64_t ino,
                            const char *why);
 
+/* Whether scratch_file was linked there and is still there too. */
+bool pool_is_in_lost(struct pool *p, const char *scratch_file, uint64_t ino);
+
 /* Calls fn for each entry, in no order; valid during the call. Non-zero from fn stops. */
 typedef errint_t (*pool_lost_fn)(void *ctx, const struct pool_lost *e);
 errint_t pool_each_lost(struct pool *p, pool_lost_fn fn, void *ctx);

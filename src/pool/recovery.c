@@ -509,6 +509,23 @@ static errint_t empty_scratch(struct pool *p, struct scratch *s, const char *why
 	return r;
 }
 
+/* Of a new file nothing was promised: it is empty, and what was written is kept aside. */
+static errint_t empty_if_written(struct pool *p, struct scratch *s)
+{
+	static const char why[] =
+	    "it was never synced before the reboot; the new file is empty";
+	cleanup_free char *hint = text_escape(s->hint);
+	errint_t r;
+
+	if (never_written(p, s))
+		return 0;
+	r = empty_scratch(p, s, why);
+	if (r == 0)
+		log_warn("scratch of \"%s\" (number %llu) was moved to lost+found: %s",
+		         hint, (unsigned long long)s->ino, why);
+	return r;
+}
+
 /* After a reboot, where the scratch was never synced: the object is the truth. */
 static errint_t distrust(struct recovery *rc, struct scratch *s, const struct found *f)
 {
@@ -525,18 +542,10 @@ static errint_t distrust(struct recovery *rc, struct scratch *s, const struct fo
 		    "it was not synced before the reboot; the object in the "
 		    "store is what counts");
 	}
-	if (!never_written(p, s)) {
-		static const char why[] =
-		    "it was never synced before the reboot; the new file is empty";
-		cleanup_free char *hint = text_escape(s->hint);
-
-		r = empty_scratch(p, s, why);
-		if (r < 0) {
-			scratch_free(s);
-			return r;
-		}
-		log_warn("scratch of \"%s\" (number %llu) was moved to lost+found: %s",
-		         hint, (unsigned long long)s->ino, why);
+	r = empty_if_written(p, s);
+	if (r < 0) {
+		scratch_free(s);
+		return r;
 	}
 	return take(p, s, f);
 }
@@ -587,11 +596,43 @@ static void note_rival(struct pool *p, struct scratch *s, const struct found *f)
 		s->rival = f->stamp.ident;
 }
 
-/* One path that cannot be looked at keeps no mount from coming up. */
-static errint_t cannot_look(struct pool *p, struct scratch *s, errint_t err)
+/* Cut to what was synced, or else set aside, and s is gone. */
+static errint_t cut_or_set_aside(struct pool *p, struct scratch *s, bool *ret_aside)
+{
+	errint_t r = cut(p, s);
+
+	*ret_aside = r == -EUCLEAN;
+	if (!*ret_aside)
+		return r;
+	scratch_register(p, s);
+	return scratch_set_aside(p, s, "it is shorter than what was synced");
+}
+
+/* One path that cannot be looked at keeps no mount from coming up. What may be believed of the
+ * scratch by itself does not depend on it: the object is met later, and only then compared. */
+static errint_t cannot_look(struct pool *p, struct scratch *s, bool intact, errint_t err)
 {
 	cleanup_free char *hint = text_escape(s->hint);
+	bool aside = false;
+	errint_t r = 0;
 
+	if (!intact && s->record.sync_seq == 0 && !(s->record.flags & RECORD_NEW)) {
+		scratch_register(p, s);
+		return scratch_set_aside(
+		    p, s,
+		    "it was not synced before the reboot, and its object cannot be "
+		    "looked at");
+	}
+	if (!intact && s->record.sync_seq == 0)
+		r = empty_if_written(p, s);
+	else if (!intact)
+		r = cut_or_set_aside(p, s, &aside);
+	if (aside)
+		return r;
+	if (r < 0) {
+		scratch_free(s);
+		return r;
+	}
 	log_warn("cannot look at \"%s\", where the object of a dirty scratch (number %llu) "
 	         "was last: %s; it is looked for",
 	         hint, (unsigned long long)s->ino, strerror(-err));
@@ -602,18 +643,16 @@ static errint_t cannot_look(struct pool *p, struct scratch *s, errint_t err)
 static errint_t recover_dirty(struct recovery *rc, struct scratch *s)
 {
 	struct pool *p = rc->p;
-	bool intact = is_intact(p, &s->record);
+	bool intact = is_intact(p, &s->record), aside;
 	struct found f;
-	errint_t r;
-
-	r = look_at(p, s->hint, &s->record, &f);
+	errint_t r = look_at(p, s->hint, &s->record, &f);
 
 	if (r == 0 && intact)
 		note_rival(p, s, &f);
 	if (r == 0)
 		r = look_for_ingested(p, s, &f);
 	if (r < 0 && r != -ENOMEM)
-		return cannot_look(p, s, r);
+		return cannot_look(p, s, intact, r);
 	if (r < 0) {
 		scratch_free(s);
 		return r;
@@ -646,12 +685,14 @@ static errint_t recover_dirty(struct recovery *rc, struct scratch *s)
 	    (f.where == AT_BASE && is_superseded(p, &s->record, &f)))
 		return distrust(rc, s, &f);
 	rc->taken++;
-	r = cut(p, s);
-	if (r == -EUCLEAN) {
-		scratch_register(p, s);
-		return scratch_set_aside(p, s, "it is shorter than what was synced");
+	r = cut_or_set_aside(p, s, &aside);
+	if (aside)
+		return r;
+	if (r < 0) {
+		scratch_free(s);
+		return r;
 	}
-	return r == 0 ? take(p, s, &f) : r;
+	return take(p, s, &f);
 }
 
 /* ---- the scratch directory ---- */
@@ -688,6 +729,14 @@ static errint_t keep_clean(struct recovery *rc, struct scratch *s)
 	return 0;
 }
 
+/* Its second name is the one in lost+found that a stopped recovery gave it (empty_scratch). */
+static bool is_half_aside(struct recovery *rc, const char *name, uint64_t ino)
+{
+	cleanup_free char *path = xasprintf("%s/%s", rc->shard, name);
+
+	return pool_is_in_lost(rc->p, path, ino);
+}
+
 static errint_t recover_file(void *ctx, const char *name, unsigned char type)
 {
 	struct recovery *rc = ctx;
@@ -711,6 +760,8 @@ static errint_t recover_file(void *ctx, const char *name, unsigned char type)
 		r = sys_fstat(rc->shard_fd, &dir);
 	if (r < 0)
 		return r;
+	if (st.st_nlink == 2 && is_half_aside(rc, name, ino))
+		st.st_nlink = 1;
 	/* Who else can write in it could have, and who can read it would. */
 	if (!private_is_own_file(&st, &dir) || (st.st_mode & 077))
 		return move_aside(

@@ -361,9 +361,12 @@ class Scenario:
         def do():
             fd = os.open(self.c.path(rel), os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                os.pwrite(fd, data, 0)
+                done = os.pwrite(fd, data, 0)
             finally:
                 os.close(fd)
+            if done < len(data):  # the daemon died between two requests of it
+                self.maybe[rel] = Overwritten(old or b"", data, done)
+                raise OSError(errno.ENOTCONN, f"{done} of {len(data)} bytes were written")
 
         new = data + (old or b"")[len(data) :]
         self.maybe[rel] = [old, new, old or b""]
@@ -516,6 +519,24 @@ class Scenario:
                 f"{rel}: {None if got is None else len(got)} bytes, allowed are "
                 f"{[None if a is None else len(a) for a in allowed]}"
             )
+
+
+class Overwritten:
+    """What a write at offset 0 left of which `done` bytes were told to be written."""
+
+    def __init__(self, old, data, done):
+        self.old = old
+        self.data = data
+        self.done = done
+
+    def __contains__(self, got):
+        if got is None or len(got) < max(len(self.old), self.done):
+            return False
+        same = len(os.path.commonprefix([got, self.data]))
+        return same >= self.done and got[same:] == self.old[same:]
+
+    def __iter__(self):
+        return iter((self.data[: self.done], self.data))
 
 
 class Prefix:

@@ -205,7 +205,10 @@ def test_second_daemon_is_refused(box):
 def test_pool_belongs_to_one_store(box):
     a = box.cellar("a", pool=os.path.join(box.path, "pool")).start()
     b = box.cellar("b")
-    # in use
+    # in use, by whom is said to a store; an empty directory does not become one for it
+    refused(box, "-f", "-o", f"pool={a.opts['pool']}", b.store, b.mnt, says="holds no cellar", status=1)
+    b.start()
+    b.stop()
     refused(box, "-f", "-o", f"pool={a.opts['pool']}", b.store, b.mnt, says=str(a.pid), status=1)
     a.stop()
     # free, but of another store

@@ -159,9 +159,15 @@ def test_one_bit_at_every_kind_of_place(box, eager):
     assert {n: r for n, r in listed(c).items() if r} == want
     shown = c.ctl("status", c.mnt).out
     assert f"damaged objects, as far as they were read ({len(names)})" in shown
-    # a write to a damaged frame's file is refused, cutting it is not; then it is well again
+    # a write to a damaged frame's file is refused, cutting it is not; then it is well again. A
+    # large file opens all the same: appending to it needs nothing of what is there.
     for name in ("block", "checksum"):
-        assert errno_of(os.open, c.path(name), os.O_RDWR) == errno.EIO
+        fd = errno_of(os.open, c.path(name), os.O_RDWR) if eager == "16M" else os.open(c.path(name), os.O_RDWR)
+        if eager == "16M":
+            assert fd == errno.EIO
+        else:
+            assert errno_of(os.pwrite, fd, b"x", 10) == errno.EIO
+            os.close(fd)
     c.write("block", b"new")
     os.unlink(c.path("checksum"))
     with open(c.path("table entry"), "ab") as f:

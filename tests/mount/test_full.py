@@ -327,7 +327,7 @@ def test_read_only(box, where):
     c.proc.kill()
     c.proc.wait(30)
     c.expect_crash()
-    c.expect("cannot", "recover")
+    c.expect("cannot", "recover", "treated as after a reboot")
     disk.umount()
     disk.mount()
     c.start()
