@@ -634,8 +634,10 @@ int node_path_fd(struct mount *m, struct node *n)
 	}
 	if (err)
 		return err;
-	fd = sys_openat(at.dirfd, at.store_name.s[0] ? at.store_name.s : ".",
-	                O_PATH | O_NOFOLLOW, 0);
+	if (at.store_name.s[0])
+		fd = sys_openat(at.dirfd, at.store_name.s, O_PATH | O_NOFOLLOW, 0);
+	else /* the root, not by ".": its owner may have shut himself out of it */
+		fd = sys_openat(AT_FDCWD, fd_path(at.dirfd).s, O_PATH, 0);
 	place_release(m->tree, &at);
 	/* Who may write in the store's directory may have put another inode there since: what was
 	 * checked of one must not happen to the other. */
