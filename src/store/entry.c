@@ -87,34 +87,42 @@ static int find_other(const struct directory *d, const char *logical, struct nam
 	return 1;
 }
 
-/* Is the regular file store_name an object? Its name ends in .zst. 1, 0 or an error;
- * reading it tells more, so that only a file that has gone is none. */
-static int is_object(const struct directory *d, const char *store_name,
-                     const struct stat *st, const struct ident *ident)
-{
-	int r = st->st_size
-	            ? d->rules->probe(d->rules->ctx, d->dirfd, store_name, st, ident)
-	            : 1;
+#define TRIES 8 /* looks at a name that keeps leading to another file */
 
-	return r < 0 && r != -ENOENT ? 1 : r;
+/* Is what store_name (which ends in .zst) leads to an object? 1, or 0 for another regular
+ * file, with *st and *ident of the file that was judged; -ENOENT where no regular file is; or
+ * an error of looking. Reading it tells more, so that one that cannot be read is an object, and
+ * so is one that was replaced each time it was looked at. */
+static int judge_file(const struct directory *d, const char *store_name, struct stat *st,
+                      struct ident *ident)
+{
+	int r = -ESTALE;
+
+	for (int i = 0; i < TRIES && r == -ESTALE; i++) {
+		r = ask(d, store_name, st);
+		if (r < 0)
+			return r;
+		if (!r || !S_ISREG(st->st_mode))
+			return -ENOENT;
+		r = ident_get(d->dirfd, store_name, ident);
+		if (r < 0)
+			return r;
+		r = st->st_size
+		        ? d->rules->probe(d->rules->ctx, d->dirfd, store_name, st, ident)
+		        : 1;
+	}
+	return r < 0 ? 1 : r;
 }
 
 /* Form (3). */
 static int find_object(const struct directory *d, const char *logical, struct entry *ret)
 {
-	struct name name;
-	struct entry e;
-	struct stat st;
-	errint_t err;
+	struct entry e = {.form = ENTRY_OBJECT};
 	int r;
 
-	if (name_encode(logical, true, &name))
+	if (name_encode(logical, true, &e.store_name))
 		return 0;
-	r = ask(d, name.s, &st);
-	if (r <= 0 || !S_ISREG(st.st_mode))
-		return MIN_OF(r, 0);
-	err = fill_entry(d, ENTRY_OBJECT, name.s, &st, &e);
-	r = err ? err : is_object(d, name.s, &st, &e.ident);
+	r = judge_file(d, e.store_name.s, &e.st, &e.ident);
 	if (r > 0)
 		*ret = e;
 	return r == -ENOENT ? 0 : r;
@@ -144,7 +152,7 @@ static int find_plain(const struct directory *d, const char *logical, const stru
 	if (!err && name_has_suffix(logical) && name_decode(logical, true, &decoded)) {
 		r = is_taken(d, decoded.s);
 		if (!r) {
-			r = is_object(d, logical, st, &e.ident);
+			r = judge_file(d, logical, &e.st, &e.ident);
 			r = r < 0 ? r : !r;
 		}
 	}
@@ -321,25 +329,18 @@ static errint_t show_object(struct snapshot *s, struct seen *e)
 	struct ident ident;
 	struct stat st;
 	struct name n;
-	errint_t err;
 	int r;
 
 	e->may_be_plain = true;
 	if (!name_has_suffix(e->stored) || !name_decode(e->stored, true, &n) ||
 	    is_private(&s->dir, n.s) || find_seen(s->others, n.s))
 		return 0;
-	err = sys_fstatat(s->dir.dirfd, e->stored, &st, AT_SYMLINK_NOFOLLOW);
-	if (!err)
-		err = S_ISREG(st.st_mode) ? ident_get(s->dir.dirfd, e->stored, &ident)
-		                          : -ENOENT;
-	if (!err)
-		r = is_object(&s->dir, e->stored, &st, &ident);
-	else
-		r = err == -ENOENT ? err : 1; /* one bad inode does not hide the others */
+	r = judge_file(&s->dir, e->stored, &st, &ident);
 	e->may_be_plain = !r;
 	if (r == -ENOENT)
 		return 0;
-	return r > 0 ? show(&s->objects, e, n.s) : r;
+	return r ? show(&s->objects, e, n.s)
+	         : 0; /* one bad inode does not hide the others */
 }
 
 /* Form (4). */

@@ -30,8 +30,9 @@ struct entry {
 };
 
 /* Says whether the regular file store_name (which ends in .zst, has size > 0) is an object
- * (1), is not (0), or -errno. The caller answers from memory or catalog where it can, else
- * by object_open(). */
+ * (1), is not (0), or -errno; -ESTALE where the name has come to lead to another file than
+ * `ident`: it is looked at anew then. The caller answers from memory or catalog where it can,
+ * else by object_open(). */
 typedef int (*entry_probe_fn)(void *ctx, int dirfd, const char *store_name,
                               const struct stat *st, const struct ident *ident);
 

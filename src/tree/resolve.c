@@ -234,7 +234,7 @@ static int probe(struct look *look, int dirfd, const char *store_name,
 		return counts_as_object(t, row.kind, row.seq > 0);
 	err = read_trailer(dirfd, store_name, ident, &look->trailer, NULL);
 	if (err)
-		return err == -ESTALE ? -ENOENT : err;
+		return err;
 	look->have_trailer = true;
 	if (look->trailer.unreadable)
 		return 1;
@@ -504,27 +504,44 @@ static errint_t node_of_entry(struct tree *t, struct node *dir, int dirfd, struc
 	return err;
 }
 
+/* One look; -EAGAIN as node_of_entry(). */
+static errint_t look_once(struct tree *t, struct node *dir, int dirfd, const char *logical,
+                          const char *stored, struct node **ret, struct stat *ret_st)
+{
+	struct look look = {.tree = t};
+	struct entry_rules rules = {
+	    .probe = probe_remembering,
+	    .ctx = &look,
+	    .name_max = t->store->name_max,
+	};
+	struct entry e;
+	errint_t err = entry_lookup(&rules, dirfd, dir == t->root, logical, &e);
+
+	if (!err && stored && strcmp(e.store_name.s, stored))
+		return -ENOENT;
+	if (!err)
+		err = node_of_entry(t, dir, dirfd, &e, &look, ret);
+	if (!err)
+		*ret_st = e.st;
+	return err;
+}
+
 /* stored: only an entry of this store name counts, may be NULL. */
 static errint_t look_up(struct tree *t, struct node *dir, int dirfd, const char *logical,
                         const char *stored, struct node **ret, struct stat *ret_st)
 {
 	errint_t err = -EAGAIN;
 	bool missed = false;
-	struct entry e;
 
 	for (unsigned i = 0; i < TRIES && err == -EAGAIN; i++) {
-		struct look look = {.tree = t};
-		struct entry_rules rules = {
-		    .probe = probe_remembering,
-		    .ctx = &look,
-		    .name_max = t->store->name_max,
-		};
+		/* At last nothing of ours may move in there. */
+		bool still = i == TRIES - 1 && !lock_is_mine(&dir->lock);
 
-		err = entry_lookup(&rules, dirfd, dir == t->root, logical, &e);
-		if (!err && stored && strcmp(e.store_name.s, stored))
-			return -ENOENT;
-		if (!err)
-			err = node_of_entry(t, dir, dirfd, &e, &look, ret);
+		if (still)
+			lock_take(&dir->lock);
+		err = look_once(t, dir, dirfd, logical, stored, ret, ret_st);
+		if (still)
+			lock_drop(&dir->lock);
 		/* The forms of a name are tried one after the other: N may have become
 		 * N.zst in between. Twice in a row it cannot. */
 		if (err == -ENOENT && !missed) {
@@ -532,8 +549,6 @@ static errint_t look_up(struct tree *t, struct node *dir, int dirfd, const char 
 			err = -EAGAIN;
 		}
 	}
-	if (!err)
-		*ret_st = e.st;
 	return err == -EAGAIN ? -ENOENT : err;
 }
 

@@ -8,6 +8,8 @@
 struct judge {
 	int asked;
 	int answer_always; /* if not 0 */
+	int replacing;     /* so many times the name leads to another file meanwhile */
+	bool removing;
 };
 
 static int judge(void *ctx, int dirfd, const char *store_name, const struct stat *st,
@@ -24,6 +26,18 @@ static int judge(void *ctx, int dirfd, const char *store_name, const struct stat
 	j->asked++;
 	if (j->answer_always)
 		return j->answer_always;
+	if (j->removing) {
+		assert_int_equal(unlinkat(dirfd, store_name, 0), 0);
+		return -ESTALE;
+	}
+	if (j->replacing) {
+		j->replacing--;
+		fd = openat(dirfd, "next", O_WRONLY | O_CREAT | O_EXCL, 0600);
+		assert_int_equal(write(fd, "Other object", 12), 12);
+		close(fd);
+		assert_int_equal(renameat(dirfd, "next", dirfd, store_name), 0);
+		return -ESTALE;
+	}
 	fd = openat(dirfd, store_name, O_RDONLY);
 	assert_true(fd >= 0);
 	assert_int_equal(pread(fd, &c, 1, 0), 1);
@@ -167,6 +181,32 @@ static void test_probe_is_for_objects(void **state)
 	the_judge.asked = 0;
 	expect_list(h, ".zst:8 a:8 d.zst:4 new:8 plain:8");
 	assert_int_equal(the_judge.asked, 1);
+}
+
+/* What is replaced while it is looked at is there, and told as what it became. */
+static void test_replaced_meanwhile(void **state)
+{
+	struct harness *h = *state;
+	const int times[] = {1, 5, 1000};
+
+	object(h, "a.zst");
+	for (size_t i = 0; i < sizeof times / sizeof times[0]; i++) {
+		struct entry e;
+		struct ident ident;
+
+		the_judge.replacing = times[i];
+		expect_list(h, "a:8");
+		the_judge.replacing = times[i];
+		assert_int_equal(entry_lookup(&rules, h->dirfd, false, "a", &e), 0);
+		assert_int_equal(e.form, ENTRY_OBJECT);
+		assert_int_equal(e.st.st_size, 12);
+		if (times[i] < 8) {
+			assert_int_equal(the_judge.replacing, 0);
+			assert_int_equal(ident_get(h->dirfd, "a.zst", &ident), 0);
+			assert_true(ident_equal(&e.ident, &ident));
+		}
+	}
+	the_judge.replacing = 0;
 }
 
 static void test_shadowed_plain(void **state)
@@ -335,11 +375,14 @@ static void test_probe_errors(void **state)
 	the_judge.answer_always = -EIO;
 	expect(h, "a", ENTRY_OBJECT, "a.zst");
 	expect_list(h, "a:8");
-	the_judge.answer_always = -ENOENT; /* it went while we looked */
-	assert_int_equal(entry_lookup(&rules, h->dirfd, false, "a", &e), -ENOENT);
-	assert_int_equal(entry_lookup(&rules, h->dirfd, false, "a.zst", &e), -ENOENT);
-	expect_list(h, "");
 	the_judge.answer_always = 0;
+	the_judge.removing = true; /* it went while we looked */
+	assert_int_equal(entry_lookup(&rules, h->dirfd, false, "a", &e), -ENOENT);
+	object(h, "a.zst");
+	assert_int_equal(entry_lookup(&rules, h->dirfd, false, "a.zst", &e), -ENOENT);
+	object(h, "a.zst");
+	expect_list(h, "");
+	the_judge.removing = false;
 }
 
 static void expect_new(struct harness *h, const char *logical, bool regular, errint_t want,
@@ -559,6 +602,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	    T(test_objects_and_plain),
 	    T(test_probe_is_for_objects),
+	    T(test_replaced_meanwhile),
 	    T(test_shadowed_plain),
 	    T(test_undecodable),
 	    T(test_directory_beside_object),
