@@ -566,7 +566,7 @@ static void note_cut(struct pool *p, struct scratch *s)
 }
 
 /* Whoever works on the hydration has been told to end. It is cut while its record says that it is
- * worth nothing (H2), and dirty after that (O4). node->lock held, as at the end. */
+ * worth nothing (H2), and dirty after that (O4); or it is dirty, a tail, and whole after that (T3). node->lock held, as at the end. */
 static errint_t make_writable_cut(struct pool *p, struct node *n, unsigned flags, bool wait)
 {
 	struct scratch *s = n->scratch;
@@ -579,6 +579,12 @@ static errint_t make_writable_cut(struct pool *p, struct node *n, unsigned flags
 	}
 	if (!s->hydration)
 		return make_writable(p, n, flags, false);
+	if (tail_is_dirty(s)) {
+		r = truncate_locked(p, s, 0);
+		if (r == 0)
+			r = tail_cut(p, s);
+		return r < 0 ? r : make_writable(p, n, flags, true);
+	}
 	r = hydrate_abandon(s, &h);
 	if (r < 0)
 		return r;
@@ -600,8 +606,8 @@ static errint_t open_to_cut(struct pool *p, struct node *n, unsigned flags, bool
 	errint_t r;
 
 	*ret_done = false;
-	if (!(flags & POOL_TRUNC) || !s->hydration || s->hydration->tail)
-		return 0; /* of a tail all is hydrated first */
+	if (!(flags & POOL_TRUNC) || !s->hydration)
+		return 0;
 	*ret_done = true;
 	r = acquire(p, n, flags, counted);
 	if (r < 0)

@@ -3,7 +3,7 @@
  *
  *   hydrating --the last unit is VALID--> clean               [hydrate_finish]
  *   hydrating --evicted, or last close of a broken one--> cold     [scratch_destroy]
- *   hydrating --cut to nothing--> dirty                       [hydrate_abandon]
+ *   hydrating --cut to nothing--> dirty                       [hydrate_abandon, tail_cut]
  *
  * Three kinds of threads decode: those that need the bytes (hydrate_range, and reading.c),
  * those of readahead.c ahead of a reader, and its background pass. All go the same way:
@@ -265,17 +265,12 @@ bool hydrate_quiet(struct pool *p, struct scratch *s, bool wait)
 	return false;
 }
 
-/* The record still says PARTIAL: a stop here loses nothing but the warm copy. */
-errint_t hydrate_abandon(struct scratch *s, struct hydration **ret)
+struct hydration *hydrate_forget(struct scratch *s)
 {
 	struct hydration *h = s->hydration;
-	errint_t r;
 
 	lock_assert_held(&h->node->lock);
 	INVARIANT(h->users == 1);
-	r = sys_ftruncate(s->fd, 0);
-	if (r < 0)
-		return r;
 	lock_take(&h->lock);
 	for (size_t i = 0; i < h->units; i++) {
 		if (h->state[i] == FRAME_VALID && hydrate_unit_len(h, i) > 0) {
@@ -288,8 +283,19 @@ errint_t hydrate_abandon(struct scratch *s, struct hydration **ret)
 	lock_drop(&h->lock);
 	s->hydration = NULL;
 	atomic_store(&s->whole, true);
-	*ret = h;
-	return 0;
+	return h;
+}
+
+/* The record still says PARTIAL: a stop here loses nothing but the warm copy. */
+errint_t hydrate_abandon(struct scratch *s, struct hydration **ret)
+{
+	errint_t r;
+
+	INVARIANT(s->hydration->users == 1);
+	r = sys_ftruncate(s->fd, 0);
+	if (r == 0)
+		*ret = hydrate_forget(s);
+	return r;
 }
 
 void hydrate_resume(struct scratch *s, struct hydration *h)

@@ -136,6 +136,9 @@ void hydrate_closed(struct pool *p, struct scratch *s);
  * everything has to be looked at again. */
 bool hydrate_quiet(struct pool *p, struct scratch *s, bool wait);
 
+/* The scratch was cut to nothing: the caller gets s->hydration, for hydrate_put(). node->lock held,
+ * hydrate_quiet(). */
+struct hydration *hydrate_forget(struct scratch *s);
 /* The file is about to be cut to nothing: what was hydrated goes, and the caller gets s->hydration.
  * node->lock held, the file open, hydrate_quiet(). Then hydrate_put(), or, where the cut failed,
  * _resume(). */

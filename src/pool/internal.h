@@ -229,6 +229,9 @@ errint_t tail_quiet(struct pool *p, struct scratch *s, bool wait);
 errint_t tail_begin(struct pool *p, struct scratch *s);
 /* Everything is hydrated: the record says whole. node->lock held across an fdatasync. */
 errint_t tail_whole(struct pool *p, struct scratch *s, int fd);
+/* A dirty tail was cut to nothing: it is whole now, also where this fails. node->lock held,
+ * hydrate_quiet(). */
+errint_t tail_cut(struct pool *p, struct scratch *s);
 /* Before a change of bytes from off on: hydrates all unless it is an append. [waits]; -EAGAIN where
  * it would and !wait. */
 errint_t tail_for_write(struct pool *p, struct node *n, uint64_t off, bool wait);

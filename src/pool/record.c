@@ -112,6 +112,16 @@ errint_t record_unpack(const uint8_t *buf, size_t len, struct record *ret)
 	return 0;
 }
 
+void record_settle(struct record *r, uint64_t size, bool rebooted)
+{
+	if (rebooted)
+		size = r->sync_seq > 0 ? r->sync_size : UINT64_MAX;
+	if (r->kind == RECORD_TAIL && size < r->ask) {
+		r->kind = RECORD_WHOLE;
+		r->ask = 0;
+	}
+}
+
 errint_t record_write(int fd, const struct record *r)
 {
 	uint8_t buf[RECORD_LEN];

@@ -72,6 +72,10 @@ void record_pack(const struct record *r, uint8_t ret[RECORD_LEN]);
  */
 errint_t record_unpack(const uint8_t *buf, size_t len, struct record *ret);
 
+/* A record as read, of a scratch of `size` bytes: a tail that was being cut to nothing (tail.c, T3) is a
+ * whole file. rebooted: not the size counts but what was synced, if anything was. */
+void record_settle(struct record *r, uint64_t size, bool rebooted);
+
 errint_t record_write(int fd, const struct record *r);      /* not synced */
 errint_t record_read(int fd, struct record *ret);           /* -ENODATA: has none */
 errint_t record_write_hint(int fd, const char *store_path); /* too long: an empty hint */

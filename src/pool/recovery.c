@@ -560,8 +560,7 @@ static errint_t cut(struct pool *p, struct scratch *s)
 
 	if (r < 0)
 		return r;
-	if ((uint64_t)st.st_size < s->record.sync_size ||
-	    (s->record.kind == RECORD_TAIL && s->record.sync_size < s->record.ask))
+	if ((uint64_t)st.st_size < s->record.sync_size)
 		return -EUCLEAN;
 	if ((uint64_t)st.st_size == s->record.sync_size || is_broken(BREAK_NO_CUT))
 		return 0;
@@ -787,6 +786,7 @@ static errint_t recover_file(void *ctx, const char *name, unsigned char type)
 	if (s)
 		return 0; /* made by recovery itself while the directory was read */
 	s = scratch_alloc(p, ino);
+	record_settle(&rec, (uint64_t)st.st_size, !is_intact(p, &rec));
 	s->record = rec;
 	atomic_store(&s->whole, true);
 	r = record_read_hint(fd, &s->hint);

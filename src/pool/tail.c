@@ -2,7 +2,8 @@
  * Files that are appended to without being hydrated: the record kind `tail` (design, section 5).
  *
  *   partly hydrated, clean --tail_begin--> dirty tail --flush--> clean, partly hydrated
- *   dirty tail --anything but an append--> dirty, whole          [hydrate_range, tail_whole]
+ *   dirty tail --cut to nothing--> dirty, whole, empty           [tail_cut]
+ *   dirty tail --anything else but an append--> dirty, whole     [hydrate_range, tail_whole]
  *
  * Invariants:
  *  (T1) A tail holds the bytes from `ask` on; below, its file is asked of the base object, whose
@@ -14,6 +15,8 @@
  *  (T3) Bytes below `ask` change only after all was hydrated and the record says whole, which it
  *       does only after the scratch was fdatasynced: so a hole never means anything.
  *  (T4) No unit is written at or past `ask`, whatever the base has there.
+ *       Cut to nothing, the scratch is shorter than `ask` before the record says whole; and where
+ *       it is shorter, it is a whole file whatever the record says (record_settle).
  *  (T5) A clean tail is worth nothing once it is closed, and dropped.
  */
 #include <string.h>
@@ -108,6 +111,16 @@ errint_t tail_whole(struct pool *p, struct scratch *s, int fd)
 	if (r < 0)
 		s->record = before;
 	return r;
+}
+
+errint_t tail_cut(struct pool *p, struct scratch *s)
+{
+	lock_assert_held(&s->node->lock);
+	hydrate_put(hydrate_forget(s));
+	s->record.kind = RECORD_WHOLE;
+	s->record.ask = 0;
+	s->record.flags &= ~RECORD_PARTIAL;
+	return scratch_record(p, s); /* where it fails: (T3) */
 }
 
 errint_t tail_for_write(struct pool *p, struct node *n, uint64_t off, bool wait)

@@ -148,9 +148,7 @@ static void see_tail(struct fixture *f)
 {
 	struct node *n = find(f);
 
-	FX_CHECK(fx_state(f, n).dirty);
-	FX_CHECK(n->scratch->record.kind == RECORD_TAIL);
-	FX_CHECK(counter_get(COUNTER_FRAMES_DECODED) == 0);
+	FX_CHECK(counter_get(COUNTER_RECOVERED) == 1); /* and maybe flushed by now */
 	fx_flush(f);
 	FX_CHECK(counter_get(COUNTER_FRAMES_DECODED) == 0);
 	FX_CHECK(counter_get(COUNTER_FRAMES_COPIED) == 0);
@@ -274,6 +272,80 @@ static void tear(struct harness *h, const char *image, size_t len, size_t zeros)
 	(void)close(fd);
 }
 
+static void cut_tail(struct fixture *f)
+{
+	struct node *n = find(f);
+	struct stat st;
+
+	FX_CHECK(pool_open_file(f->pool, n, POOL_WRITE) == 0);
+	FX_CHECK(n->scratch->record.kind == RECORD_TAIL);
+	fx_pwrite(f, n, text + OLD, MORE, OLD);
+	FX_CHECK(pool_truncate(f->pool, n, 0) == 0);
+	FX_CHECK(n->scratch->record.kind == RECORD_WHOLE);
+	FX_CHECK(fstat(n->scratch->fd, &st) == 0 && st.st_size == 0);
+	FX_CHECK(fx_holds(f, n, text, 0));
+	fx_pwrite(f, n, text, 10, 5); /* below where the tail began */
+	pool_close_file(f->pool, n, POOL_WRITE);
+	FX_CHECK(counter_get(COUNTER_FRAMES_DECODED) == 0);
+}
+
+static void synced_and_cut(struct fixture *f)
+{
+	struct node *n = find(f);
+
+	FX_CHECK(pool_open_file(f->pool, n, POOL_WRITE) == 0);
+	fx_pwrite(f, n, text + OLD, MORE, OLD);
+	FX_CHECK(pool_fsync(f->pool, n, false) == 0);
+	FX_CHECK(pool_truncate(f->pool, n, 0) == 0);
+	pool_close_file(f->pool, n, POOL_WRITE);
+}
+
+static void see_cut(struct fixture *f)
+{
+	char want[15] = {0};
+
+	memcpy(want + 5, text, 10);
+	FX_CHECK(fx_holds(f, find(f), want, sizeof(want)));
+	fx_flush(f);
+	FX_CHECK(fx_object_is(f, "a.zst", want, sizeof(want)));
+}
+
+static void see_empty_or_synced(struct fixture *f)
+{
+	struct node *n = find(f);
+	bool empty = fx_holds(f, n, text, 0);
+
+	FX_CHECK(empty || fx_holds(f, n, text, OLD + MORE));
+	fx_flush(f);
+	FX_CHECK(fx_holds(f, n, text, empty ? 0 : OLD + MORE));
+	FX_CHECK(fx_object_is(f, "a.zst", text, empty ? 0 : OLD + MORE));
+	FX_CHECK(counter_get(COUNTER_LOST_AND_FOUND) == 0);
+	FX_CHECK(counter_get(COUNTER_CONFLICTS) == 0);
+}
+
+/* (T3): cut to nothing, a tail is not hydrated first, and a stop at any instant of that leaves the
+ * old content or none. */
+static void test_tail_cut_to_nothing(void **state)
+{
+	static const char *const at[] = {"shrink.recorded", "truncate.done", NULL};
+	struct harness *h = *state;
+
+	eager_size = FRAME;
+	run(h, BOOT_1, make_old, NULL, true);
+	run(h, BOOT_1, cut_tail, NULL, false);
+	run(h, BOOT_1, see_cut, NULL, true);
+#ifdef CELLAR_DEVELOPER
+	for (size_t i = 0; i < 3; i++) {
+		for (int reboot = 0; reboot < 2; reboot++) {
+			shell("rm -rf store pool", h->path);
+			run(h, BOOT_1, make_old, NULL, true);
+			run(h, BOOT_1, synced_and_cut, at[i], false);
+			run(h, reboot ? BOOT_2 : BOOT_1, see_empty_or_synced, NULL, true);
+		}
+	}
+#endif
+}
+
 /* The tail torn at any length, as a power cut leaves it: recovery cuts it back, or keeps the new
  * version where it is whole. */
 static void test_torn_anywhere(void **state)
@@ -365,6 +437,7 @@ int main(void)
 	    T(test_kill_same_boot),
 	    T(test_kill_synced_then_reboot),
 	    T(test_kill_unsynced_then_reboot),
+	    T(test_tail_cut_to_nothing),
 	    T(test_torn_anywhere),
 	    T(test_tail_kill_same_boot),
 	    T(test_tail_kill_synced_then_reboot),
