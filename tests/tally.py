@@ -15,11 +15,15 @@ import sys
 import xml.etree.ElementTree as xml
 
 
+SLOWEST = 12  # tests whose times are shown
+
+
 class Tally:
     def __init__(self):
         self.passed = 0
         self.failed = []  # (what, text)
         self.skipped = []  # "what: reason"
+        self.times = []  # (seconds, what)
 
     def add_report(self, where, path):
         """The testcases of one XML file; False where it is none."""
@@ -29,6 +33,7 @@ class Tally:
             return False
         for case in root.iter("testcase"):
             name = f"{where}: {case.get('name')}"
+            self.times.append((float(case.get("time") or 0), name))
             bad = [e for e in case if e.tag in ("failure", "error")]
             skips = [e for e in case if e.tag == "skipped"]
             if bad:
@@ -135,6 +140,8 @@ def main(results, allowed_path):
             tally.failed.append((skip, "this skip is not in tests/skips-allowed"))
     for what, text in tally.failed:
         print(f"\n#### FAILED {what}\n{text}")
+    for seconds, what in sorted(tally.times, reverse=True)[:SLOWEST]:
+        print(f"{seconds:6.1f} s  {what}")
     for skip in tally.skipped:
         print(f"skipped {skip}")
     if tally.failed:
