@@ -1,5 +1,6 @@
 #!/bin/bash
-# Runs the mounted tests with the programs of $CELLAR_BUILD; arguments go to pytest.
+# Runs the mounted tests with the programs of $CELLAR_BUILD, those in $CELLAR_TEST_PLACES (". ../crash");
+# arguments go to pytest.
 # make check calls it, and tests/run. Exit 77: mounting is not possible here, the last line
 # says why.
 set -u
@@ -47,6 +48,7 @@ if [ "$CELLAR_TEST_SANITIZER" = tsan ] && setarch "$(uname -m)" -R true 2>/dev/n
 	plain_addresses=(setarch "$(uname -m)" -R)
 fi
 
+read -ra places <<<"${CELLAR_TEST_PLACES:-. ../crash}"
 cd "$CELLAR_SOURCE/tests/mount" || exit 1
 exec "${plain_addresses[@]}" "$python" -m pytest -q -ra --tb=short -p no:cacheprovider \
-	--rootdir="$CELLAR_SOURCE/tests" "$@" . ../crash
+	--rootdir="$CELLAR_SOURCE/tests" "$@" "${places[@]}"
