@@ -136,10 +136,10 @@ errint_t pool_new(struct pool_place *place, struct tree *tree, const struct opti
 
 errint_t pool_start(struct pool *p)
 {
-	errint_t r = flush_start(p);
+	errint_t r = readahead_start(p); /* what recovery has queued is flushed at once */
 
 	if (r == 0)
-		r = readahead_start(p);
+		r = flush_start(p);
 	if (r == 0)
 		r = evict_start(p);
 	if (r == 0)
