@@ -27,7 +27,9 @@
  *  (F4) The record becomes clean only after the fsync of the directory; and only if gen is still
  *       what was encoded and no writer has it open.
  *  (F5) seq of the record is raised before the object that carries it can exist, in memory
- *       and, before the rename, in the record.
+ *       and, before the rename, in the record. From then on to the end of the flush every record
+ *       that is written, by whomever, says RECORD_REPLACING too: so a record either has a lower
+ *       number than the object that it may meet after a power cut, or the flag.
  *  (F6) An error leaves the scratch dirty; it is counted, kept for status, retried with
  *       back-off, and nothing of the old object is touched.
  *  (F7) The attributes of the new object are those of the old one at the rename: copied
@@ -223,6 +225,8 @@ static bool job_prepare(struct pool *p, struct job *j)
 	j->unchanged = j->gen == atomic_load(&s->flushed_gen) &&
 	               !(s->record.flags & RECORD_NEW) &&
 	               !ident_is_none(&s->record.base.ident);
+	if (!j->unchanged)
+		s->record.flags |= RECORD_REPLACING; /* (F5): a sync may write the record now */
 	j->prepared = s->flushing = true;
 	scratch_mirror(p, s);
 	go = true;
@@ -478,7 +482,6 @@ static errint_t job_commit(struct pool *p, struct job *j)
 	if (r == 0) {
 		/* (F5), on disk: recovery compares this number with the object's, and believes
 		 * of no other object that it is ours. */
-		j->s->record.flags |= RECORD_REPLACING;
 		r = scratch_record(p, j->s);
 	}
 	if (r == 0)

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from harness import KIB, errno_of, text
+from harness import KIB, errno_of, reap, spawn, text, wait_for
 from powercut import a_boot
 
 pytestmark = pytest.mark.root
@@ -126,3 +126,34 @@ def test_failed_start_leaves_no_clean_mark(box):
     assert c.wait_end() != 0
     c.start(a_boot())
     assert c.read("f") == OLD
+
+
+def test_pool_older_than_the_flush_that_was_under_way(rig):
+    """(F5) fsync while the new object is made; then the flush puts it in place. Of the pool what
+    the fsync wrote outlives the cut, of the store all: the object is known for our own."""
+    r = rig("ext4", True)
+    held = os.path.join(r.box.path, "held")
+    c = r.cellar(writeback_delay="1h", sync_interval="1h")
+    c.start({**a_boot(), "CELLAR_TEST_STEP": "flush.verified:2=wait", "CELLAR_TEST_STEP_FILE": held})
+    c.write("f", OLD)
+    c.flush()
+    with open(c.path("f"), "r+b", buffering=0) as f:
+        f.write(NEW)
+        flusher = spawn(c.flush)
+        wait_for(lambda: os.path.exists(held), what="the flush to come to the step")
+        os.fsync(f.fileno())
+        r.snapshot("synced")
+        os.unlink(held)
+    assert reap(flusher) == 0
+    assert c.stored("f") == NEW
+    r.sync("store")
+    r.snapshot("flushed")
+    c.kill9()
+    subprocess.run(["umount", "-l", c.mnt], check=True)
+    r.umount()
+    r.load({"pool": "synced", "store": "flushed"})
+    c.start(a_boot())
+    assert c.read("f") == NEW
+    c.flush()
+    assert os.listdir(c.mnt) == ["f"]  # no conflict
+    assert c.stored("f") == NEW
