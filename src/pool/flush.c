@@ -226,7 +226,8 @@ static bool job_prepare(struct pool *p, struct job *j)
 	               !(s->record.flags & RECORD_NEW) &&
 	               !ident_is_none(&s->record.base.ident);
 	if (!j->unchanged)
-		s->record.flags |= RECORD_REPLACING; /* (F5): a sync may write the record now */
+		s->record.flags |=
+		    RECORD_REPLACING; /* (F5): a sync may write the record now */
 	j->prepared = s->flushing = true;
 	scratch_mirror(p, s);
 	go = true;

@@ -55,6 +55,7 @@ struct scratch {
 	bool doomed_dirty;    /* was dirty when the last link went (E3) */
 	uint32_t raises;      /* of the three below: a sync lowers what it has seen */
 	uint64_t durable_seq; /* the sync_seq that is known to be on disk */
+	uint64_t claimed_seq; /* highest sync_seq that a record of it may say on disk */
 	bool name_unsynced;   /* object's name or new parents may not be durable */
 	bool attr_unsynced;   /* object's attributes may not be durable */
 	bool file_unsynced;   /* the scratch file's own name may not be durable */
@@ -248,6 +249,8 @@ errint_t sync_directories(struct pool *p, struct node *dir, int dirfd);
 /* The name of a directory changed: it is not known to be durable any more. */
 void sync_forget_dir(struct pool *p, uint64_t ino);
 void sync_house(struct pool *p);
+/* The directory that holds the scratch file of this number is durable on return. */
+errint_t sync_shard(struct pool *p, uint64_t ino);
 /* The scratch file's own name is durable on return. */
 errint_t sync_scratch_name(struct pool *p, struct scratch *s);
 void sync_clear(struct pool *p);

@@ -582,6 +582,7 @@ static errint_t claim_synced(struct pool *p, struct scratch *s)
 		return -EIO;
 	s->record.sync_seq = ++s->record.seq;
 	s->record.sync_size = s->size;
+	s->claimed_seq = s->record.sync_seq;
 	return 0;
 }
 
@@ -788,6 +789,7 @@ static errint_t recover_file(void *ctx, const char *name, unsigned char type)
 	s = scratch_alloc(p, ino);
 	record_settle(&rec, (uint64_t)st.st_size, !is_intact(p, &rec));
 	s->record = rec;
+	s->claimed_seq = rec.seq; /* what it has said before, nobody knows */
 	atomic_store(&s->whole, true);
 	r = record_read_hint(fd, &s->hint);
 	if (r < 0) {
@@ -866,8 +868,8 @@ errint_t pool_recover(struct pool *p, char **cause)
 		r = sys_walk_dir(rc.shard_fd, recover_file, &rc);
 		(void)sys_close(rc.shard_fd);
 	}
-	if (r == 0 && p->place.clean && rc.taken > 0)
-		r = sys_syncfs(p->scratch_fd); /* what claim_synced() wrote */
+	if (r == 0 && ((p->place.clean && rc.taken > 0) || rc.dropped > 0))
+		r = sys_syncfs(p->scratch_fd); /* what claim_synced() wrote; (S5) */
 	if (r == 0) {
 		r = sys_unlinkat(p->place.dirfd, "clean", 0); /* (R4) */
 		if (r == -ENOENT)

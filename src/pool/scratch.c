@@ -9,6 +9,10 @@
  *  (S3) node->scratch is set and cleared under node->lock, and cleared only while no handle is
  *       open and no flusher works on it; so an open handle may read it without the lock.
  *  (S4) Record before row: catalog_scratch_put() comes after scratch_record().
+ *  (S5) The next scratch of a file counts on from its object's number. So one that goes while its records
+ *       may say on disk that more was synced than the object has (it was synced, and then turned out to
+ *       be what the object is) goes durably: it must not be back after a power cut beside objects
+ *       of its successor, which it would claim to be newer than.
  */
 #include <stdio.h>
 #include <string.h>
@@ -20,6 +24,7 @@
 #include "base/text.h"
 #include "pool/internal.h"
 #include "pool/lost.h"
+#include "pool/trust.h"
 
 struct scratch_name scratch_name(uint64_t ino)
 {
@@ -333,6 +338,21 @@ static struct node *detach(struct pool *p, struct scratch *s)
 	return n;
 }
 
+/* (S5) */
+static bool must_go_durably(struct pool *p, const struct scratch *s)
+{
+	struct catalog_file row;
+	uint64_t seq = 0;
+
+	if (s->claimed_seq == 0 || s->doomed)
+		return false;
+	if (s->node && s->node->info_valid)
+		seq = s->node->info.seq;
+	else if (catalog_file_by_ino(p->catalog, s->ino, &row))
+		seq = row.seq;
+	return s->claimed_seq > seq;
+}
+
 errint_t scratch_destroy(struct pool *p, struct scratch *s)
 {
 	struct node *n, *dir = s->doomed_dir;
@@ -343,6 +363,11 @@ errint_t scratch_destroy(struct pool *p, struct scratch *s)
 	r = sys_unlinkat(p->scratch_fd, scratch_name(ino).s, 0);
 	if (r < 0 && r != -ENOENT)
 		return r;
+	if (must_go_durably(p, s)) {
+		r = sync_shard(p, ino);
+		if (r < 0)
+			trust_lost(p, r);
+	}
 	step("evict.unlinked");
 	n = detach(p, s);
 	scratch_free(s);

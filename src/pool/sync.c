@@ -179,9 +179,9 @@ static errint_t sync_object(struct pool *p, struct node *n)
 	return r;
 }
 
-static errint_t sync_scratch_dir(struct pool *p, struct scratch *s)
+errint_t sync_shard(struct pool *p, uint64_t ino)
 {
-	struct scratch_name name = scratch_name(s->ino);
+	struct scratch_name name = scratch_name(ino);
 	errint_t r;
 	int fd;
 
@@ -206,7 +206,7 @@ errint_t sync_scratch_name(struct pool *p, struct scratch *s)
 	lock_drop(&s->node->lock);
 	if (!needed)
 		return 0;
-	r = sync_scratch_dir(p, s);
+	r = sync_shard(p, s->ino);
 	if (r < 0) {
 		lock_take(&s->node->lock);
 		s->file_unsynced = true;
@@ -289,6 +289,7 @@ static errint_t sync_advance(struct pool *p, struct sync_state *y, bool *ret_wro
 	}
 	s->record.sync_seq = ++s->record.seq;
 	s->record.sync_size = y->size;
+	s->claimed_seq = s->record.sync_seq;
 	r = scratch_record(p, s);
 	if (r < 0)
 		s->record = before;
@@ -319,7 +320,7 @@ static errint_t sync_data(struct pool *p, struct node *n, struct sync_state *y)
 	if ((y->name || y->attr) && !is_broken(BREAK_NEW_NAME))
 		r = sync_object(p, n);
 	if (r == 0 && y->file)
-		r = sync_scratch_dir(p, y->s);
+		r = sync_shard(p, y->s->ino);
 	if (r < 0)
 		return r;
 	step("fsync.names");

@@ -157,3 +157,32 @@ def test_pool_older_than_the_flush_that_was_under_way(rig):
     c.flush()
     assert os.listdir(c.mnt) == ["f"]  # no conflict
     assert c.stored("f") == NEW
+
+
+def test_scratch_of_before_does_not_come_back(rig):
+    """(S5) fsync of a file that turns out to be unchanged; its scratch goes, and the next one's number is
+    no higher than what that fsync recorded. The first must not be found beside the second's object."""
+    r = rig("ext4", True)
+    c = r.cellar(writeback_delay="1h", sync_interval="1h")
+    c.start(a_boot())
+    c.write("f", OLD)
+    c.make_cold("f")
+    r.sync("pool")
+    with open(c.path("f"), "r+b", buffering=0) as f:
+        for _ in range(3):
+            f.write(OLD)
+            f.seek(0)
+            os.fsync(f.fileno())
+    c.make_cold("f")  # nothing was encoded: the same bytes
+    c.write("f", NEW)
+    c.flush()
+    r.snapshot("cut")
+    c.kill9()
+    subprocess.run(["umount", "-l", c.mnt], check=True)
+    r.umount()
+    r.load("cut")
+    c.start(a_boot())
+    assert c.read("f") == NEW
+    c.flush()
+    assert os.listdir(c.mnt) == ["f"]
+    assert c.stored("f") == NEW
