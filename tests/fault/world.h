@@ -65,20 +65,24 @@ struct world {
 	/* what is being tried, for messages */
 	const char *op, *spec, *call;
 	unsigned violations;
+	char said[2000]; /* of them, as much as fits */
 };
 
 __attribute__((format(printf, 2, 3))) static inline void violation(struct world *w,
                                                                    const char *fmt, ...)
 {
+	size_t used = strlen(w->said);
+	char what[300];
 	va_list ap;
 
-	w->violations++;
-	(void)fprintf(stderr, "VIOLATION %s, %s (%s): ", w->op, w->spec ? w->spec : "-",
-	              w->call ? w->call : "while it lasts");
 	va_start(ap, fmt);
-	(void)vfprintf(stderr, fmt, ap);
+	(void)vsnprintf(what, sizeof(what), fmt, ap);
 	va_end(ap);
-	(void)fputc('\n', stderr);
+	w->violations++;
+	(void)snprintf(w->said + used, sizeof(w->said) - used,
+	               "VIOLATION %s, %s (%s): %s\n", w->op, w->spec ? w->spec : "-",
+	               w->call ? w->call : "while it lasts", what);
+	(void)fputs(w->said + used, stderr);
 }
 
 /* What the harness itself needs: no fault is armed then. */
