@@ -399,11 +399,27 @@ static errint_t job_encode_all(struct pool *p, struct job *j)
 	return r;
 }
 
-static errint_t job_sync(struct job *j)
+/* The bytes that the object has already. A record on disk that tells of a sync with a higher number
+ * than the object's may tell of a part of them only, and would be believed: it has to tell of all. */
+static errint_t sync_same(struct pool *p, struct job *j)
+{
+	bool needed;
+	errint_t r;
+
+	lock_take(&j->n->lock);
+	needed = j->s->claimed_seq > j->n->info.seq;
+	lock_drop(&j->n->lock);
+	r = needed ? sync_file(p, j->n) : 0;
+	return r < 0 ? set_cause_errno(&j->cause, r, "cannot sync its scratch") : 0;
+}
+
+static errint_t job_sync(struct pool *p, struct job *j)
 {
 	errint_t r;
 
-	if (j->unchanged || j->same || j->appended || is_broken(BREAK_FLUSH_FSYNC))
+	if (j->same)
+		return sync_same(p, j);
+	if (j->unchanged || j->appended || is_broken(BREAK_FLUSH_FSYNC))
 		return 0;
 	count_one(COUNTER_STORE_SYNCS);
 	r = sys_fsync(j->out_fd);
@@ -561,6 +577,7 @@ static void job_finish(struct pool *p, struct job *j)
 		s->flush_tries = 0;
 		s->sync_error = 0;
 		atomic_store(&s->flushed_gen, j->gen);
+		s->flushed_seq = j->seq;
 		atomic_store(&s->dirty_since_ms, clock_mono_ms());
 		if (s->doomed) {
 			/* unlinked while it was flushed */
@@ -659,7 +676,7 @@ static void run_batch(struct pool *p, struct job *jobs, size_t n)
 	}
 	for (size_t i = 0; i < n; i++) {
 		if (jobs[i].prepared && jobs[i].error == 0)
-			jobs[i].error = job_sync(&jobs[i]);
+			jobs[i].error = job_sync(p, &jobs[i]);
 	}
 	step("flush.synced");
 	for (size_t i = 0; i < n; i++) {

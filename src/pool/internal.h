@@ -55,6 +55,7 @@ struct scratch {
 	bool doomed_dirty;    /* was dirty when the last link went (E3) */
 	uint32_t raises;      /* of the three below: a sync lowers what it has seen */
 	uint64_t durable_seq; /* the sync_seq that is known to be on disk */
+	uint64_t flushed_seq; /* number of the last flush that came to its end */
 	uint64_t claimed_seq; /* highest sync_seq that a record of it may say on disk */
 	bool name_unsynced;   /* object's name or new parents may not be durable */
 	bool attr_unsynced;   /* object's attributes may not be durable */
@@ -249,6 +250,8 @@ errint_t sync_directories(struct pool *p, struct node *dir, int dirfd);
 /* The name of a directory changed: it is not known to be durable any more. */
 void sync_forget_dir(struct pool *p, uint64_t ino);
 void sync_house(struct pool *p);
+/* What is written is durable on return: (Y1). No locks. */
+errint_t sync_file(struct pool *p, struct node *n);
 /* The directory that holds the scratch file of this number is durable on return. */
 errint_t sync_shard(struct pool *p, uint64_t ino);
 /* The scratch file's own name is durable on return. */

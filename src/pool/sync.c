@@ -12,10 +12,11 @@
  *       the record is not advanced again until a flush from memory has succeeded; each fsync
  *       until then answers the error. One of syncfs says nothing of any file: each is asked by
  *       an fdatasync of its own then.
- *  (Y4) Of a sync and a flush the later one has the higher number: a sync that follows a flush
- *       is recorded with a new number, also where sync_size says enough already; and a record
- *       whose base is a flush's object keeps no sync of before that flush (job_finish()). So
- *       recovery may compare the two.
+ *  (Y4) Of a sync and a flush the later one has the higher number, and what counts is when they looked
+ *       at the file: a sync that follows a flush has a new number, also where sync_size says enough
+ *       already; one that looked before a flush did, and comes to its record after that flush has
+ *       ended, records nothing: the object has it. And a record whose base is a flush's
+ *       object keeps no sync of before that flush (job_finish()). So recovery may compare the two.
  *  (Y5) Syncs of one file that overlap each wait for everything themselves: no flag is lowered and
  *       no record counts before the disk has answered.
  *
@@ -220,6 +221,7 @@ struct sync_state {
 	struct scratch *s;
 	int fd;
 	uint64_t gen, size;
+	uint64_t seq; /* its number (Y4) */
 	uint32_t shrinks;
 	bool name, attr, file;
 	uint32_t raises;   /* of the flags, when they were looked at */
@@ -256,6 +258,12 @@ static errint_t sync_begin(struct pool *p, struct scratch *s, struct sync_state 
 	ret->file = s->file_unsynced;
 	ret->is_new = (s->record.flags & RECORD_NEW) && s->record.sync_seq == 0;
 	ret->raises = s->raises;
+	/* seq is beyond sync_seq where a flush was given its number since. */
+	if (s->record.sync_seq > 0 && s->record.sync_seq == s->record.seq &&
+	    s->record.sync_size >= ret->size)
+		ret->seq = s->record.sync_seq;
+	else
+		ret->seq = ++s->record.seq;
 	return 0;
 }
 
@@ -277,17 +285,16 @@ static errint_t sync_advance(struct pool *p, struct sync_state *y, bool *ret_wro
 
 	*ret_wrote = false;
 	*ret_again = s->shrinks != y->shrinks;
-	if (*ret_again || s->record.state != RECORD_DIRTY)
+	if (*ret_again || s->record.state != RECORD_DIRTY ||
+	    y->seq < s->flushed_seq) /* (Y4) */
 		return 0;
-	/* seq is beyond sync_seq: a flush was given its number since (Y4). */
-	if (s->record.sync_seq > 0 && s->record.sync_seq == s->record.seq &&
-	    s->record.sync_size >= y->size) {
+	if (s->record.sync_seq >= y->seq && s->record.sync_size >= y->size) {
 		/* Another sync wrote that, and may not have come to its fsync (Y5). */
 		*ret_wrote = s->durable_seq != s->record.sync_seq;
 		y->recorded = s->record.sync_seq;
 		return 0;
 	}
-	s->record.sync_seq = ++s->record.seq;
+	s->record.sync_seq = MAX_OF(s->record.sync_seq, y->seq);
 	s->record.sync_size = y->size;
 	s->claimed_seq = s->record.sync_seq;
 	r = scratch_record(p, s);
@@ -393,20 +400,23 @@ static errint_t sync_once(struct pool *p, struct node *n)
 	return r;
 }
 
-errint_t pool_fsync(struct pool *p, struct node *n, bool datasync)
+errint_t sync_file(struct pool *p, struct node *n)
 {
 	errint_t r;
 
-	/* fdatasync is as strong: the size is data here, and the name of a new file is part of
-	 * what users rely on. */
-	(void)datasync;
-	count_one(COUNTER_FSYNCS);
-	if (!S_ISREG(n->type))
-		return -EINVAL;
 	do
 		r = sync_once(p, n);
 	while (r == -EAGAIN);
 	return r;
+}
+
+errint_t pool_fsync(struct pool *p, struct node *n, bool datasync)
+{
+	/* fdatasync is as strong: the size is data here, and the name of a new file is part of
+	 * what users rely on. */
+	(void)datasync;
+	count_one(COUNTER_FSYNCS);
+	return S_ISREG(n->type) ? sync_file(p, n) : -EINVAL;
 }
 
 errint_t pool_sync_before_rename(struct pool *p, struct node *n)

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from harness import KIB, errno_of, reap, spawn, text, wait_for
-from powercut import a_boot
+from powercut import a_boot, records
 
 pytestmark = pytest.mark.root
 
@@ -159,6 +159,16 @@ def test_pool_older_than_the_flush_that_was_under_way(rig):
     assert c.stored("f") == NEW
 
 
+def cut_off(r, c):
+    """The power goes now, and comes back."""
+    r.snapshot("cut")
+    c.kill9()
+    subprocess.run(["umount", "-l", c.mnt], check=True)
+    r.umount()
+    r.load("cut")
+    c.start(a_boot())
+
+
 def test_scratch_of_before_does_not_come_back(rig):
     """(S5) fsync of a file that turns out to be unchanged; its scratch goes, and the next one's number is
     no higher than what that fsync recorded. The first must not be found beside the second's object."""
@@ -176,13 +186,49 @@ def test_scratch_of_before_does_not_come_back(rig):
     c.make_cold("f")  # nothing was encoded: the same bytes
     c.write("f", NEW)
     c.flush()
-    r.snapshot("cut")
-    c.kill9()
-    subprocess.run(["umount", "-l", c.mnt], check=True)
-    r.umount()
-    r.load("cut")
-    c.start(a_boot())
+    cut_off(r, c)
     assert c.read("f") == NEW
     c.flush()
     assert os.listdir(c.mnt) == ["f"]
     assert c.stored("f") == NEW
+
+
+def test_sync_that_looked_before_a_flush(rig):
+    """(Y4) It comes to its record after the flush: the record must not say less than the object has,
+    with a higher number."""
+    r = rig("ext4", True)
+    held = os.path.join(r.box.path, "held")
+    c = r.cellar(writeback_delay="1h", sync_interval="1s")
+    c.start({**a_boot(), "CELLAR_TEST_STEP": "fsync.data:1=wait", "CELLAR_TEST_STEP_FILE": held})
+    with open(c.path("f"), "wb", buffering=0) as f:
+        f.write(NEW[:1000])
+        wait_for(lambda: os.path.exists(held), what="the background sync to come to the step")
+        f.write(NEW[1000:])
+        c.flush()
+        os.unlink(held)
+        number = os.stat(c.path("f")).st_ino
+        wait_for(lambda: records(r.pool)[number][2] > 0, what="the record of a sync")
+        r.commit("pool")
+        cut_off(r, c)
+    assert c.read("f") == NEW
+    c.flush()
+    assert os.listdir(c.mnt) == ["f"]
+
+
+def test_synced_and_then_changed_back(rig):
+    """Synced with other bytes on the way; in the end it is what the object has, and nothing is
+    encoded. What that sync recorded is not believed instead."""
+    r = rig("ext4", True)
+    c = r.cellar(writeback_delay="1h", sync_interval="1h", frame_size="64K")
+    c.start(a_boot())
+    c.write("f", OLD * 3)
+    c.flush()
+    with open(c.path("f"), "r+b", buffering=0) as f:
+        os.pwrite(f.fileno(), NEW[: 40 * KIB], 0)
+        os.fsync(f.fileno())
+        os.pwrite(f.fileno(), OLD[: 40 * KIB], 0)
+    before = os.stat(c.object_path("f")).st_ino
+    c.flush()
+    assert os.stat(c.object_path("f")).st_ino == before, "another object was made"
+    cut_off(r, c)
+    assert c.read("f") == OLD * 3
