@@ -5,6 +5,7 @@
  * from the fine one could lie after the stamp of a change that happened later. The boot id
  * is read once; any thread may be the first to ask.
  */
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <string.h>
@@ -35,6 +36,14 @@ uint64_t clock_mono_ms(void)
 struct timespec clock_now(void)
 {
 	return now_of(CLOCK_REALTIME_COARSE);
+}
+
+void clock_sleep_ms(uint64_t ms)
+{
+	struct timespec ts = {(time_t)(ms / 1000), (long)(ms % 1000) * 1000000};
+
+	while (nanosleep(&ts, &ts) < 0 && errno == EINTR)
+		;
 }
 
 int timespec_cmp(const struct timespec *a, const struct timespec *b)

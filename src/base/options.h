@@ -20,6 +20,7 @@ enum option_type { OPT_BOOL, OPT_INT, OPT_SIZE, OPT_DURATION, OPT_ENUM, OPT_STRI
 
 /* Enumerated values, in the order of their names in options.def. */
 enum foreign_zst_mode { FOREIGN_ZST_DECODE, FOREIGN_ZST_KEEP };
+enum passthrough_mode { PASSTHROUGH_AUTO, PASSTHROUGH_ON, PASSTHROUGH_OFF };
 enum log_level_option {
 	LOG_OPTION_ERR,
 	LOG_OPTION_WARN,

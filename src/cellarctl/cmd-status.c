@@ -106,6 +106,16 @@ static void print_damaged(const json_t *j)
 		         (uintmax_t)(count - json_array_size(list)));
 }
 
+static void print_passthrough(const json_t *j)
+{
+	if (json_is_true(out_member(j, "passthrough.active")))
+		out_line(stdout, "  passthrough: on, %ju files; %ju open through the daemon",
+		         (uintmax_t)out_number(j, "passthrough.direct_files"),
+		         (uintmax_t)out_number(j, "passthrough.cached_files"));
+	else
+		out_line(stdout, "  passthrough: off (%s)", out_text(j, "passthrough.reason"));
+}
+
 static void print_troubles(const json_t *j)
 {
 	if (json_is_object(out_member(j, "last_error")))
@@ -136,6 +146,7 @@ static void print_cellar(const json_t *j)
 	print_pool(j);
 	print_scratch(j);
 	print_use(j);
+	print_passthrough(j);
 	print_troubles(j);
 }
 

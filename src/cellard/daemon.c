@@ -140,6 +140,8 @@ void daemon_block_signals(void)
 
 	(void)pthread_sigmask(SIG_BLOCK, &set, NULL);
 	(void)signal(SIGPIPE, SIG_IGN);
+	/* Somebody opened a scratch file while we held a lease on it (pool/content.c). */
+	(void)signal(SIGIO, SIG_IGN);
 }
 
 /* Before the warden runs: has somebody asked us to end? */
@@ -870,8 +872,8 @@ errint_t daemon_run(const struct daemon_config *config, char **cause)
 	set_limits();
 	r = start(&d, cause);
 	if (r == 0) {
-		r = mount_run(d.mount);
-		if (r < 0)
+		r = mount_run(d.mount, cause);
+		if (r < 0 && !*cause)
 			set_cause_errno(cause, r, "the mount on \"%s\" ended",
 			                d.mountpoint);
 		drain_the_rest(&d);

@@ -22,6 +22,7 @@
 #include "base/log.h"
 #include "base/text.h"
 #include "control/lost.h"
+#include "mount/passthrough.h"
 #include "pool/compact.h"
 #include "pool/damage.h"
 #include "pool/lost.h"
@@ -189,6 +190,17 @@ static json_t *status_last_error(void)
 	                 text_time(&when).s);
 }
 
+static void status_add_passthrough(json_t *j, const struct pool_stats *p)
+{
+	const char *reason;
+	bool active = passthrough_active(&reason);
+
+	json_object_set_new(j, "passthrough",
+	                    json_pack("{s:b,s:s?,s:I,s:I}", "active", (int)active, "reason",
+	                              reason, "direct_files", (json_int_t)p->direct,
+	                              "cached_files", (json_int_t)p->cached));
+}
+
 static void status_add_pool(json_t *j, const struct control_session *s,
                             const struct pool_stats *p, const char *pool_path)
 {
@@ -253,6 +265,7 @@ static errint_t run_status(struct control_session *s, const struct control_inode
 	json_object_set_new(j, "started", json_string(text_time(&c->started).s));
 	json_object_set_new(j, "state",
 	                    json_string(c->is_draining(c->ctx) ? "draining" : "running"));
+	status_add_passthrough(j, &p);
 	status_add_pool(j, s, &p, c->pool_path);
 	json_object_set_new(j, "hits", status_hits());
 	json_object_set_new(j, "stored", status_stored(c->catalog));

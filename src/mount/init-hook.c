@@ -6,6 +6,7 @@
  *   FUSE_PARALLEL_DIROPS     look-ups in one directory need not wait for each other
  *   FUSE_HANDLE_KILLPRIV_V2  without it every write asks for security.capability first;
  *                            with it, clearing setuid bits is our part (ops-attr.c)
+ *   FUSE_PASSTHROUGH         and its max_stack_depth, where passthrough.c wants it
  * What is never sent: FUSE_SETXATTR_EXT (libfuse would misread every SETXATTR),
  * FUSE_WRITEBACK_CACHE (a write would return before the daemon has it).
  *
@@ -21,6 +22,7 @@
 
 #include "base/log.h"
 #include "mount/init-hook.h"
+#include "mount/passthrough.h"
 
 /* The kernel sends RELEASE only after the last reply that uses a handle; ThreadSanitizer
  * cannot see an order that goes through the kernel, so it is told. */
@@ -107,27 +109,31 @@ static bool is_init_reply(const struct iovec *iov, int count)
 	return header.unique == hook.unique && header.error == 0;
 }
 
-static uint64_t complete_flags(uint64_t flags)
+static uint64_t complete_flags(uint64_t flags, uint32_t *ret_depth)
 {
 	const uint64_t wanted = FUSE_PARALLEL_DIROPS | FUSE_HANDLE_KILLPRIV_V2;
 	const uint64_t never =
 	    FUSE_SETXATTR_EXT | FUSE_WRITEBACK_CACHE | FUSE_HANDLE_KILLPRIV;
 
-	return (flags | (wanted & hook.offered)) & ~never;
+	flags = (flags | (wanted & hook.offered)) & ~never;
+	return flags | passthrough_offer(hook.offered, ret_depth);
 }
 
 static ssize_t answer_init(int fd, const struct iovec *iov)
 {
 	struct fuse_init_out out;
 	struct iovec changed[2] = {iov[0], {&out, MIN_OF(iov[1].iov_len, sizeof(out))}};
+	uint32_t depth = 0;
 	uint64_t flags;
 	ssize_t n;
 
 	memset(&out, 0, sizeof(out));
 	memcpy(&out, iov[1].iov_base, changed[1].iov_len);
-	flags = complete_flags(flags_of(out.flags, out.flags2));
+	flags = complete_flags(flags_of(out.flags, out.flags2), &depth);
 	out.flags = (uint32_t)flags;
 	out.flags2 = (uint32_t)(flags >> 32);
+	if (depth > 0) /* max_stack_depth follows flags2; older headers have no name for it */
+		memcpy((char *)&out.flags2 + sizeof(out.flags2), &depth, sizeof(depth));
 	n = writev(fd, changed, 2);
 	if (n < 0)
 		return n;

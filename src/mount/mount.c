@@ -28,6 +28,7 @@
 #include <unistd.h>
 
 #include "mount/init-hook.h"
+#include "mount/passthrough.h"
 #include "mount/request.h"
 
 /* Largest request: with its header it must fit into a pipe of 1 MiB, more than which only
@@ -471,17 +472,19 @@ static void set_read_ahead(const struct mount *m)
 		          strerror(errno));
 }
 
-/* INIT is answered, and with it the kernel has cut the read-ahead to what libfuse knows. */
+/* ---- start ---- */
+
+/* On the loop thread that answered INIT, before any other request. */
 static void on_init_answered(void *ctx)
 {
 	struct mount *m = ctx;
 
-	set_read_ahead(m);
-	if (m->ready)
+	set_read_ahead(m); /* the kernel has cut it to what libfuse knows */
+	if (passthrough_begin(fuse_session_fd(m->se), &m->refused) < 0)
+		fuse_session_exit(m->se);
+	else if (m->ready)
 		m->ready(m->ready_ctx);
 }
-
-/* ---- start ---- */
 
 static errint_t start_session(struct mount *m, struct fuse_args *args)
 {
@@ -529,6 +532,13 @@ errint_t mount_start(const struct mount_config *c, struct mount **ret, char **ca
 
 	fuse_set_log_func(on_fuse_log);
 	mounting = true;
+	err = passthrough_prepare(m->options, m->pool, &m->refused);
+	if (err) {
+		mounting = false;
+		*cause = steal_pointer(&m->refused);
+		mount_free(m);
+		return err;
+	}
 	err = build_args(m, m->privileged, &args);
 	if (!err)
 		err = start_session(m, &args);
@@ -599,7 +609,7 @@ static void loop_ended(struct mount *m)
 	lock_drop(&m->lock);
 }
 
-errint_t mount_run(struct mount *m)
+errint_t mount_run(struct mount *m, char **cause)
 {
 	struct sigaction wake = {.sa_handler = on_wake}, old_wake;
 	sigset_t only_wake, old_mask;
@@ -622,6 +632,11 @@ errint_t mount_run(struct mount *m)
 	workers_stop(steal_pointer(&m->wait_workers));
 	requests_stop(m);
 	open_items_close(m);
+	passthrough_end();
+	if (m->refused) {
+		*cause = steal_pointer(&m->refused);
+		err = -EOPNOTSUPP;
+	}
 	return err;
 }
 
@@ -711,6 +726,8 @@ void mount_free(struct mount *m)
 	}
 	(void)pthread_cond_destroy(&m->changed);
 	lock_clear(&m->lock);
+	passthrough_end();
+	free(m->refused);
 	free(m->mountpoint);
 	free(m->source);
 	free(m);

@@ -34,8 +34,9 @@ errint_t mount_check_point(const char *mountpoint, const char *source, char **ca
 
 /* Mounts; requests wait in the kernel until mount_run(). */
 errint_t mount_start(const struct mount_config *c, struct mount **ret, char **cause);
-/* Serves until unmounted or mount_stop(); returns when every request is answered. */
-errint_t mount_run(struct mount *m);
+/* Serves until unmounted or mount_stop(); returns when every request is answered. The kernel may
+ * refuse what passthrough=on asks for: then ready() is not called, and cause says so. */
+errint_t mount_run(struct mount *m, char **cause);
 /* Any thread, not from a signal handler: makes mount_run() return and unmounts (lazily if
  * busy). */
 void mount_stop(struct mount *m);

@@ -142,7 +142,7 @@ static enum run_end reply_attr(struct request *r, struct node *n)
 	free(cause);
 	lock_assert_none();
 	if (request_claim(r))
-		(void)fuse_reply_attr(r->req, &attr, r->m->timeout_s);
+		(void)fuse_reply_attr(r->req, &attr, attr_timeout(r->m, n));
 	return RUN_DONE;
 }
 

@@ -24,6 +24,7 @@
 
 #include "base/steps.h"
 #include "base/text.h"
+#include "mount/passthrough.h"
 #include "mount/request.h"
 #include "store/attrs.h"
 
@@ -34,8 +35,7 @@ static void close_item(struct mount *m, struct open_item *i)
 	handle_close(m, container_of(i, struct handle, item));
 }
 
-struct handle *handle_new(struct mount *m, struct node *n, unsigned pool_flags,
-                          int open_flags)
+struct handle *handle_new(struct mount *m, struct node *n, unsigned pool_flags)
 {
 	struct handle *h = xcalloc(1, sizeof(*h));
 
@@ -43,8 +43,9 @@ struct handle *handle_new(struct mount *m, struct node *n, unsigned pool_flags,
 	h->magic = HANDLE_MAGIC;
 	h->node = n;
 	h->pool_flags = pool_flags;
-	h->mode = HANDLE_CACHED;
-	h->sync = (open_flags & O_DSYNC) != 0; /* O_SYNC contains it */
+	h->backing_id = pool_backing_id(n);
+	h->mode = h->backing_id > 0 ? HANDLE_DIRECT : HANDLE_CACHED;
+	h->sync = (pool_flags & POOL_THROUGH) != 0;
 	open_item_add(m, &h->item, close_item);
 	return h;
 }
@@ -53,7 +54,8 @@ void handle_close(struct mount *m, struct handle *h)
 {
 	INVARIANT(h->magic == HANDLE_MAGIC);
 	open_item_remove(m, &h->item);
-	pool_close_file(m->pool, h->node, h->pool_flags);
+	if (pool_close_file(m->pool, h->node, h->pool_flags))
+		mount_invalidate(m, h->node->ino);
 	node_unref(m->tree, h->node);
 	h->magic = 0;
 	free(h);
@@ -64,7 +66,8 @@ void handle_fill(const struct mount *m, struct handle *h, struct fuse_file_info 
 	memset(fi, 0, sizeof(*fi));
 	fi->fh = (uintptr_t)h;
 	/* All changes come through this kernel, unless others change the store too. */
-	fi->keep_cache = !m->options->shared_store;
+	fi->keep_cache =
+	    !m->options->shared_store && !atomic_load(&h->node->direct_once);
 	fi->noflush = 1; /* close() has nothing to wait for */
 }
 
@@ -78,7 +81,7 @@ static struct handle *handle_of(const struct fuse_file_info *fi)
 
 static unsigned pool_flags_of(int open_flags)
 {
-	unsigned flags = 0;
+	unsigned flags = POOL_KERNEL;
 
 	if ((open_flags & O_ACCMODE) != O_WRONLY)
 		flags |= POOL_READ;
@@ -86,6 +89,13 @@ static unsigned pool_flags_of(int open_flags)
 		flags |= POOL_WRITE;
 	if (open_flags & O_TRUNC)
 		flags |= POOL_WRITE | POOL_TRUNC;
+	/* A write must be durable before its reply: only the daemon sees to that. O_SYNC contains
+	 * O_DSYNC. */
+	if ((flags & POOL_WRITE) && (open_flags & O_DSYNC))
+		flags |= POOL_THROUGH;
+	/* What was appended is known then, and a flush need not look for it. */
+	if ((flags & POOL_WRITE) && (open_flags & O_APPEND))
+		flags |= POOL_RATHER_SEEN;
 	return flags;
 }
 
@@ -265,12 +275,19 @@ static enum run_end reply_create(const struct request *r, struct node *n,
 {
 	struct fuse_entry_param e;
 	struct fuse_file_info fi;
+	int err;
 
 	lock_assert_none();
 	fill_entry(r->m, n, attr, &e);
-	handle_fill(r->m, h, &fi);
 	lookup_count(r->m, n);
-	if (fuse_reply_create(r->req, &e, &fi) != 0) {
+	if (h->mode == HANDLE_DIRECT) {
+		err = passthrough_reply_create(r->req, &e, (uintptr_t)h, h->backing_id,
+		                               h->sync);
+	} else {
+		handle_fill(r->m, h, &fi);
+		err = fuse_reply_create(r->req, &e, &fi);
+	}
+	if (err != 0) {
 		handle_close(r->m, h);
 		lookup_undo(r->m, e.ino);
 	}
@@ -295,7 +312,7 @@ static enum run_end run_create(struct request *r)
 		end = reply_error(r, dir, err, NULL);
 		goto out;
 	}
-	h = handle_new(m, c.node, c.pool_flags, r->flags);
+	h = handle_new(m, c.node, c.pool_flags);
 	err = attr_get(r, c.node, &attr, &cause);
 	if (!err) {
 		end = reply_create(r, c.node, &attr, h);
@@ -368,12 +385,29 @@ static errint_t open_node(const struct request *r, struct node *n, unsigned pool
 	return err;
 }
 
+static int reply_open(const struct request *r, struct handle *h)
+{
+	struct fuse_file_info fi;
+
+	lock_assert_none();
+	if (!request_claim(r))
+		return -EINTR; /* answered by the interrupt */
+	if (h->mode == HANDLE_CACHED) {
+		handle_fill(r->m, h, &fi);
+		return fuse_reply_open(r->req, &fi);
+	}
+	/* What the kernel knows of the size and times will not be true any more: it must ask from
+	 * before the first write on. Attributes only: that may be said while a request is held. */
+	if (h->pool_flags & POOL_WRITE)
+		mount_invalidate(r->m, h->node->ino);
+	return passthrough_reply_open(r->req, (uintptr_t)h, h->backing_id, h->sync);
+}
+
 static enum run_end run_open(struct request *r)
 {
 	struct mount *m = r->m;
 	struct node *n = tree_get(m->tree, r->ino);
 	unsigned pool_flags = pool_flags_of(r->flags);
-	struct fuse_file_info fi;
 	struct handle *h;
 	enum run_end end = RUN_DONE;
 	errint_t err;
@@ -386,10 +420,8 @@ static enum run_end run_open(struct request *r)
 	} else if (err) {
 		end = reply_error(r, n, stale_if_gone(err), NULL);
 	} else {
-		h = handle_new(m, n, pool_flags, r->flags);
-		handle_fill(m, h, &fi);
-		lock_assert_none();
-		if (!request_claim(r) || fuse_reply_open(r->req, &fi) != 0)
+		h = handle_new(m, n, pool_flags);
+		if (reply_open(r, h) != 0)
 			handle_close(m, h);
 	}
 	node_unref(m->tree, n);

@@ -501,6 +501,11 @@ void lookup_undo(struct mount *m, uint64_t ino)
 		node_forget(m->tree, ino, 1);
 }
 
+double attr_timeout(const struct mount *m, struct node *n)
+{
+	return atomic_load(&n->unseen) ? 0 : m->timeout_s;
+}
+
 void fill_entry(const struct mount *m, struct node *n, const struct stat *attr,
                 struct fuse_entry_param *ret)
 {
@@ -508,7 +513,7 @@ void fill_entry(const struct mount *m, struct node *n, const struct stat *attr,
 	ret->ino = n->ino;
 	ret->generation = 1; /* numbers are never reused */
 	ret->attr = *attr;
-	ret->attr_timeout = m->timeout_s;
+	ret->attr_timeout = attr_timeout(m, n);
 	ret->entry_timeout = m->timeout_s;
 }
 

@@ -56,6 +56,7 @@ struct mount {
 	    *wait_workers; /* until mount_run() ends */
 	bool privileged;   /* fsuid and fsgid can be the caller's */
 	double timeout_s;  /* of attributes and entries */
+	char *refused;     /* passthrough=on and the kernel cannot; before the loop ends */
 	int mount_id;      /* in /proc/self/mountinfo; -1 unknown */
 	void (*ready)(void *ctx);
 	void *ready_ctx;
@@ -148,6 +149,8 @@ enum run_end reply_entry(const struct request *r, struct node *n, const struct s
 /* The same without a reply, for create and readdirplus. The root is never counted. */
 void lookup_count(struct mount *m, struct node *n);
 void lookup_undo(struct mount *m, uint64_t ino);
+/* How long the kernel may believe attributes of n: not at all while it is written unseen. */
+double attr_timeout(const struct mount *m, struct node *n);
 void fill_entry(const struct mount *m, struct node *n, const struct stat *attr,
                 struct fuse_entry_param *ret);
 
@@ -182,9 +185,9 @@ void creds_leave(const struct request *r);
 
 /* ---- open files (ops-file.c) ---- */
 
-/* How the kernel reaches the bytes. One mode per inode; cached: through the daemon, from
- * the scratch, with the kernel's page cache in front. */
-enum handle_mode { HANDLE_CACHED };
+/* How the kernel reaches the bytes; one mode per inode (pool/handles.c, O4). Cached: through the
+ * daemon, from the scratch, with the kernel's page cache in front. Direct: passthrough. */
+enum handle_mode { HANDLE_CACHED, HANDLE_DIRECT };
 
 struct handle {
 	struct open_item item;
@@ -192,13 +195,13 @@ struct handle {
 	struct node *node; /* referenced */
 	unsigned pool_flags;
 	enum handle_mode mode;
-	bool sync; /* O_SYNC or O_DSYNC: a write is durable before its reply */
+	int32_t backing_id; /* direct */
+	bool sync; /* O_SYNC or O_DSYNC for writing: a write is durable before its reply */
 };
 #define HANDLE_MAGIC 0x4a9d1e02U
 
-/* For a node that was opened in the pool with pool_flags; open_flags as for open(2). */
-struct handle *handle_new(struct mount *m, struct node *n, unsigned pool_flags,
-                          int open_flags);
+/* For a node that was opened in the pool with pool_flags. */
+struct handle *handle_new(struct mount *m, struct node *n, unsigned pool_flags);
 /* Gives the pool's handle back too. */
 void handle_close(struct mount *m, struct handle *h);
 void handle_fill(const struct mount *m, struct handle *h, struct fuse_file_info *fi);

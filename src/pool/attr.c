@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "pool/internal.h"
+#include "pool/content.h"
 
 /* The object was changed behind us since it was hydrated. node->lock held. */
 static bool base_went(const struct node *n, const struct scratch *s)
@@ -32,15 +32,17 @@ errint_t pool_overlay_attr(struct node *n, struct stat *st)
 	struct scratch *s = n->scratch;
 	struct stat now;
 
-	if (s && s->opens > 0 && base_went(n, s) && sys_fstat(s->fd, &now) == 0) {
+	if (s && s->opens > 0 && base_went(n, s) && content_stat(s->pool, s, &now) == 0) {
 		/* Whoever has it open goes on with what he opened, its size too. */
 		st->st_size = now.st_size;
 		st->st_mtim = now.st_mtim;
 	}
 	if (!s || (s->record.state != RECORD_DIRTY && !s->doomed))
 		return 0;
-	if (s->fd >= 0) {
-		errint_t r = sys_fstat(s->fd, &now);
+	if (s->unseen)
+		(void)content_gen(s->pool, s); /* for the ctime */
+	if (s->opens > 0 || s->unseen) {
+		errint_t r = content_stat(s->pool, s, &now);
 
 		if (r < 0)
 			return r;
@@ -102,6 +104,7 @@ errint_t pool_set_times(struct node *n, const struct timespec ts[2])
 
 		if (sys_fstat(fd, &st) == 0)
 			s->mtime = st.st_mtim;
+		content_own_change(s->pool, s);
 		if (s->record.state == RECORD_DIRTY) {
 			s->record.flags |= RECORD_MTIME_SET;
 			ns = atomic_load(&s->last_write_ns);

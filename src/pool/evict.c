@@ -6,7 +6,7 @@
  *
  * Invariants:
  *  (E1) Only clean, idle, unpinned scratch is evicted, least recently used first; looked at
- *       again under the node's lock before the file is deleted.
+ *       again under the node's lock before the file is deleted; not while a mapping uses it.
  *  (E2) A scratch became clean only after the directory fsync of its flush (flush.c, F4): so what
  *       replaces an evicted one is durable.
  *  (E3) A doomed dirty scratch is deleted only after an fsync of the directory from which its last
@@ -22,7 +22,7 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "base/workers.h"
-#include "pool/internal.h"
+#include "pool/content.h"
 
 #include "utlist.h"
 
@@ -207,7 +207,7 @@ static errint_t evict_locked(struct pool *p, struct scratch *s)
 		return -EBUSY;
 	if (s->record.state == RECORD_DIRTY || s->flushing)
 		return -EAGAIN;
-	if (s->holds > 0 || s->doomed)
+	if (s->holds > 0 || s->doomed || !content_unused(p, s))
 		return -EBUSY;
 	if (!hydrate_quiet(p, s, false))
 		return -EBUSY; /* the background pass ends soon */
@@ -489,6 +489,7 @@ static void *house_main(void *arg)
 			(void)lock_wait_ms(&p->lock, &p->house, interval);
 		p->house_wanted = false;
 		lock_drop(&p->lock);
+		content_house(p);
 		evict_house(p);
 		flush_house(p);
 		sync_house(p);

@@ -13,6 +13,7 @@ struct job {
 	struct node *n;    /* referenced */
 	struct scratch *s; /* NULL: a cold file is compacted */
 	bool urgent;       /* although open for writing */
+	bool closed;       /* for writing, when it was prepared (content.h) */
 	bool prepared;     /* s->flushing is ours */
 	bool unchanged;    /* nothing to encode */
 	bool same;         /* written, and yet the same bytes: only the times may differ */

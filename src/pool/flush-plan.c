@@ -18,6 +18,7 @@
 #include <xxhash.h>
 
 #include "base/workers.h"
+#include "pool/content.h"
 #include "pool/flush-job.h"
 
 #define HASH_PIECE  (1U << 20)
@@ -296,10 +297,13 @@ errint_t job_still_true(struct job *j)
 	struct scratch *s = j->s;
 	bool same;
 
+	lock_take(&j->n->lock);
 	rwlock_wr(&s->gate);
+	(void)content_gen(s->pool, s);
 	/* What was written past the end that was read is for the next flush. */
 	same = atomic_load(&s->gen) == j->gen ||
 	       (!changes_unseen(&s->changes) && changes_lowest(&s->changes) >= j->size);
 	rwlock_drop(&s->gate);
+	lock_drop(&j->n->lock);
 	return same ? 0 : -EAGAIN;
 }

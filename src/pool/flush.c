@@ -22,10 +22,12 @@
  *  (F2) Content is one consistent version: gen is equal before and after encoding, both
  *       read under the gate (G2); otherwise the tmp file is thrown away and the file stays dirty.
  *       A file that is written all the time is encoded with the gate held: its writers wait.
+ *       Writers whom the kernel serves know no gate: what they write meanwhile may be there in the
+ *       old version or in the new one, as after a power cut, and the file stays dirty.
  *  (F3) The object that is replaced still has the base's stamp, seen under the locks that every
  *       change through the mount takes; otherwise it is kept beside (conflict.c).
  *  (F4) The record becomes clean only after the fsync of the directory; and only if gen is still
- *       what was encoded and no writer has it open.
+ *       what was encoded, and the file was closed for writing before it was read and is (content.h).
  *  (F5) seq of the record is raised before the object that carries it can exist, in memory
  *       and, before the rename, in the record. From then on to the end of the flush every record
  *       that is written, by whomever, says RECORD_REPLACING too: so a record either has a lower
@@ -48,6 +50,7 @@
 #include "base/text.h"
 #include "base/workers.h"
 #include "codec/encode.h"
+#include "pool/content.h"
 #include "pool/flush-job.h"
 #include "store/attrs.h"
 
@@ -58,6 +61,8 @@
 #define SMALL_BYTES    (1U << 20) /* up to here a file counts as small */
 #define OPTIMISTIC     3          /* tries before writers are held up */
 #define BACKOFF_MAX_MS 60000
+#define SETTLE_TRIES   5
+#define SETTLE_MS      1
 
 /* ---- the queue ---- */
 
@@ -186,12 +191,46 @@ static size_t queue_take(struct pool *p, struct job *jobs)
 
 /* ---- one job ---- */
 
-/* The version that this flush brings to the store. Gate held for writing. */
-static void take_version(struct job *j, const struct stat *st)
+/* The version that this flush brings to the store. node->lock held, and the gate for writing. */
+static void take_version(struct pool *p, struct job *j, const struct stat *st)
 {
-	j->gen = atomic_load(&j->s->gen);
+	j->gen = content_gen(p, j->s);
 	j->size = (uint64_t)st->st_size;
 	changes_move(&j->changes, &j->s->changes);
+}
+
+static bool job_applies(const struct job *j)
+{
+	struct scratch *s = j->n->scratch; /* listed ones may have gone meanwhile */
+
+	return s && s == j->s && !s->doomed && !s->flushing &&
+	       s->record.state == RECORD_DIRTY &&
+	       !(s->opens > 0 && s->writers > 0 && !j->urgent); /* else its last close queues it */
+}
+
+/* Finds out whether the file is closed for writing. Where it is not, its pages are made clean, so
+ * that stores through mappings show from now on (content.c, N3). node->lock held, given up
+ * meanwhile; false: the job does not apply any more. */
+static bool writers_settled(struct pool *p, struct job *j)
+{
+	struct scratch *s = j->s;
+	bool applies = true;
+
+	j->closed = content_closed(p, s);
+	for (int i = 0; applies && !j->closed && s->writers == 0 && i < SETTLE_TRIES; i++) {
+		/* Its last descriptor may be on its way out of the kernel. */
+		lock_drop(&j->n->lock);
+		clock_sleep_ms(SETTLE_MS);
+		lock_take(&j->n->lock);
+		applies = job_applies(j);
+		j->closed = applies && content_closed(p, s);
+	}
+	if (!applies || j->closed || !s->unseen)
+		return applies;
+	lock_drop(&j->n->lock);
+	(void)sys_fdatasync(j->in_fd); /* an error is the next sync's business (Y3) */
+	lock_take(&j->n->lock);
+	return job_applies(j);
 }
 
 /* dirty -> flushing. False: nothing to do (any more). */
@@ -202,27 +241,28 @@ static bool job_prepare(struct pool *p, struct job *j)
 	bool go = false;
 
 	lock_take(&j->n->lock);
-	s = j->n->scratch; /* listed ones may have gone meanwhile */
-	if (!s || s != j->s || s->doomed || s->flushing || s->record.state != RECORD_DIRTY)
+	if (!job_applies(j))
 		goto out;
-	if (s->opens > 0 && s->writers > 0 && !j->urgent)
-		goto out; /* reopened: its last close queues it */
+	s = j->s;
 	j->in_fd = scratch_open_fd(p, s, O_RDONLY);
 	if (j->in_fd < 0) {
 		j->error = j->in_fd;
 		goto out;
 	}
+	if (!writers_settled(p, j))
+		goto out;
+	s = j->s;
 	rwlock_wr(&s->gate);
 	j->error = sys_fstat(j->in_fd, &st);
 	if (j->error == 0)
-		take_version(j, &st);
+		take_version(p, j, &st);
 	rwlock_drop(&s->gate);
 	if (j->error < 0)
 		goto out;
 	j->seq = ++s->record.seq; /* (F5) */
 	j->ask = tail_is_dirty(s) ? s->hydration->ask : 0;
 	j->hold_writers = s->flush_tries >= OPTIMISTIC;
-	j->unchanged = j->gen == atomic_load(&s->flushed_gen) &&
+	j->unchanged = j->closed && j->gen == atomic_load(&s->flushed_gen) &&
 	               !(s->record.flags & RECORD_NEW) &&
 	               !ident_is_none(&s->record.base.ident);
 	if (!j->unchanged)
@@ -367,10 +407,12 @@ static errint_t job_encode_all(struct pool *p, struct job *j)
 	if (j->hold_writers) {
 		struct stat st;
 
+		lock_take(&j->n->lock);
 		rwlock_wr(&j->s->gate);
 		r = sys_fstat(j->in_fd, &st);
 		if (r == 0)
-			take_version(j, &st);
+			take_version(p, j, &st);
+		lock_drop(&j->n->lock);
 	}
 	if (r == 0)
 		r = job_plan(p, j);
@@ -555,13 +597,17 @@ static bool set_tail_aside(struct pool *p, struct job *j)
 static void job_finish(struct pool *p, struct job *j)
 {
 	struct scratch *s = j->s;
-	bool still;
+	bool still, closed = false;
 
 	lock_take(&j->n->lock);
 	s->flushing = false;
 	if (j->error == 0 || !j->installed)
 		s->record.flags &= ~RECORD_REPLACING;
-	still = atomic_load(&s->gen) != j->gen;
+	if (j->error == 0 && s->writers == 0)
+		closed = content_closed(p, s);
+	if (closed && !j->closed)
+		content_doubt(s); /* once more: (N3), content.c */
+	still = content_gen(p, s) != j->gen;
 	if (j->error < 0)
 		changes_move(&s->changes, &j->changes); /* they are still to be flushed */
 	if (j->alone && set_tail_aside(p, j))
@@ -581,7 +627,7 @@ static void job_finish(struct pool *p, struct job *j)
 		atomic_store(&s->dirty_since_ms, clock_mono_ms());
 		if (s->doomed) {
 			/* unlinked while it was flushed */
-		} else if (!still && s->writers == 0) {
+		} else if (!still && closed) {
 			s->record.state = RECORD_CLEAN;
 			s->record.sync_seq = s->record.sync_size = 0;
 			if (s->hydration)
@@ -595,10 +641,14 @@ static void job_finish(struct pool *p, struct job *j)
 			if (s->record.sync_seq < j->seq) /* (Y4) */
 				s->record.sync_seq = s->record.sync_size = 0;
 			(void)scratch_record(p, s); /* dirty, with its new base */
-			if (s->opens == 0 || still)
+			s->flushed_open = !j->closed && !closed;
+			if (s->unseen && s->writers == 0)
+				; /* still mapped: content_house() */
+			else if (s->opens == 0 || still)
 				flush_queue(p, s,
-				            s->opens ? p->dirty_age_ms : p->writeback_ms,
-				            s->opens > 0);
+				            s->writers ? p->dirty_age_ms
+				                       : p->writeback_ms,
+				            s->writers > 0);
 		}
 		count_one(j->unchanged || j->same ? COUNTER_FLUSHES_UNCHANGED
 		                                  : COUNTER_FLUSHES);

@@ -3,7 +3,7 @@
  *
  * Edges of the state diagram that live here: cold -> hydrating (start_cold), clean -> dirty
  * (pool_open_file with POOL_WRITE, by scratch_make_dirty), dirty -> clean without work
- * (last_close of a file that was opened for writing and not written).
+ * (scratch_closed of a file that was opened for writing and not written).
  *
  * Invariants:
  *  (O1) A clean idle scratch is used only if its object still has the stamp it came from;
@@ -16,12 +16,18 @@
  *  (O4) An open that fails leaves the file as it was: what could fail comes before the record that
  *       says dirty (and, with POOL_TRUNC, empty), and a scratch is attached only with its
  *       hydration.
+ *  (O5) Handles that the kernel knows (POOL_KERNEL) have one way of reading and writing per
+ *       scratch until the last of them goes: through the daemon (backing == 0), or in the kernel
+ *       under one backing id. It is chosen under node->lock when the first is counted (serve).
+ *  (O6) s->fd is open while somebody needs it: handles through the daemon, hydration, and the
+ *       daemon's own operations (fd_users). Handles that the kernel serves need none.
  */
 #include <string.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "pool/content.h"
 #include "pool/internal.h"
 #include "pool/trust.h"
 #include "store/attrs.h"
@@ -260,6 +266,7 @@ void scratch_adopt_earlier(struct pool *p, struct node *n)
 				atomic_fetch_sub(&p->waiting, 1);
 			return;
 		}
+		content_unseen(p, s, true); /* as in take(), recovery.c */
 		scratch_write_hint(p, s);
 		(void)scratch_record(p, s);
 		scratch_mirror(p, s);
@@ -408,6 +415,7 @@ static errint_t truncate_locked(struct pool *p, struct scratch *s, uint64_t size
 
 		/* POSIX: also when the size stays. */
 		(void)sys_futimens(s->fd, ts);
+		content_own_change(p, s);
 		note_change(s);
 		s->record.flags &= ~RECORD_MTIME_SET;
 		scratch_sample(p, s);
@@ -418,42 +426,136 @@ static errint_t truncate_locked(struct pool *p, struct scratch *s, uint64_t size
 
 /* ---- open and close ---- */
 
-/* *counted: the caller's count_open() for a first handle, which is the scratch's after success. */
-static errint_t acquire(struct pool *p, struct node *n, unsigned flags, bool *counted)
+/* (O6) *counted: the caller's count_open(), which is the scratch's after success. node->lock held. */
+static errint_t use_fd(struct pool *p, struct scratch *s, bool *counted)
 {
-	struct scratch *s = n->scratch;
-
 	errint_t r;
 
-	if (s->opens == 0 && !*counted) { /* closed by others while the lock was given up */
+	if (s->fd_users == 0 && !*counted) { /* closed by others while the lock was given up */
 		r = count_open(p);
 		if (r < 0)
 			return r;
 		*counted = true;
 	}
-	if (s->opens == 0 && s->fd < 0) {
+	if (s->fd_users == 0 && s->fd < 0) {
 		r = scratch_open_fd(p, s, O_RDWR);
 		if (r < 0)
 			return r;
 		s->fd = r;
 	}
+	if (s->fd_users++ == 0)
+		*counted = false;
+	return 0;
+}
+
+static void unuse_fd(struct pool *p, struct scratch *s)
+{
+	INVARIANT(s->fd_users > 0);
+	if (--s->fd_users > 0)
+		return;
+	(void)sys_close(s->fd);
+	s->fd = -1;
+	uncount_open(p);
+}
+
+/* Whether a handle of these flags needs s->fd; the same answer from open to close (O5). */
+static bool needs_fd(const struct scratch *s, unsigned flags)
+{
+	return !(flags & POOL_KERNEL) || s->backing == 0 || (flags & POOL_THROUGH);
+}
+
+/* Asks the kernel to serve s by itself: its id, or 0. */
+static int32_t back(struct pool *p, struct scratch *s, unsigned flags)
+{
+	struct stat st;
+	int fd, id;
+
+	if (!p->direct.open || !atomic_load(&s->whole))
+		return 0;
+	fd = scratch_open_fd(p, s, O_PATH);
+	if (fd < 0)
+		return 0;
+	if ((flags & POOL_RATHER_SEEN) && sys_fstat(fd, &st) == 0 &&
+	    (uint64_t)st.st_size > p->eager_size)
+		id = 0;
+	else
+		id = p->direct.open(p->direct.ctx, fd);
+	(void)sys_close(fd);
+	if (id > 0) {
+		s->was_direct = true;
+		atomic_store(&s->node->direct_once, true);
+	}
+	return id > 0 ? id : 0;
+}
+
+/* Counts a handle that the kernel will know (O4). node->lock held. */
+static void serve(struct pool *p, struct scratch *s, unsigned flags)
+{
+	if (s->served == 0)
+		s->backing = back(p, s, flags);
+	s->served++;
+	if (s->backing > 0 && (flags & POOL_WRITE))
+		content_unseen(p, s, (flags & POOL_READ) != 0);
+}
+
+static void unserve(struct pool *p, struct scratch *s)
+{
+	INVARIANT(s->served > 0);
+	if (--s->served == 0 && s->backing > 0) {
+		p->direct.close(p->direct.ctx, s->backing);
+		s->backing = 0;
+	}
+}
+
+/* Counts a handle; one that the kernel knows is served from here on where hydrated is true, else
+ * by settle_handle(). node->lock held. */
+static errint_t acquire(struct pool *p, struct node *n, unsigned flags, bool hydrated,
+                        bool *counted)
+{
+	struct scratch *s = n->scratch;
+	bool kernel = (flags & POOL_KERNEL) && hydrated;
+	errint_t r = 0;
+
+	if (kernel)
+		serve(p, s, flags);
+	if (needs_fd(s, kernel ? flags : 0)) {
+		r = use_fd(p, s, counted);
+	} else if (s->fd_users == 0 && s->fd >= 0) {
+		(void)sys_close(s->fd); /* start_cold() left it */
+		s->fd = -1;
+	}
+	if (r < 0) {
+		if (kernel)
+			unserve(p, s);
+		return r;
+	}
 	if (flags & POOL_WRITE)
 		flush_unqueue(p,
 		              s); /* writeback_delay starts anew at the next last close */
-	if (s->opens++ == 0) {
-		*counted = false;
+	if (s->opens++ == 0)
 		hydrate_opened(s);
-	}
 	scratch_touch(p, s);
 	scratch_mirror(p, s);
 	return 0;
 }
 
-/* dirty -> clean without work, where nothing was written; else a flush is due. node->lock held,
- * no writer is left. */
-static void writers_gone(struct pool *p, struct scratch *s)
+/* A handle that was counted before its file was hydrated. node->lock held. */
+static void settle_handle(struct pool *p, struct scratch *s, unsigned flags)
 {
-	bool unchanged = atomic_load(&s->gen) == atomic_load(&s->flushed_gen) &&
+	if (!(flags & POOL_KERNEL))
+		return;
+	serve(p, s, flags);
+	if (!needs_fd(s, flags))
+		unuse_fd(p, s);
+	scratch_mirror(p, s);
+}
+
+/* dirty -> clean without work, where nothing was written; else a flush is due, at its time if it is
+ * queued already. No writer is left. */
+void scratch_closed(struct pool *p, struct scratch *s)
+{
+	bool queued, unchanged = content_closed(p, s) &&
+	                 atomic_load(&s->gen) == atomic_load(&s->flushed_gen) &&
 	                 !(s->record.flags & RECORD_NEW) &&
 	                 !ident_is_none(&s->record.base.ident);
 	struct record before = s->record;
@@ -470,7 +572,11 @@ static void writers_gone(struct pool *p, struct scratch *s)
 		}
 		s->record = before; /* a flush will clean it */
 	}
-	flush_queue(p, s, p->writeback_ms, false);
+	lock_take(&p->lock);
+	queued = s->queued;
+	lock_drop(&p->lock);
+	if (!queued)
+		flush_queue(p, s, p->writeback_ms, false);
 }
 
 /* The last handle went. node->lock held. */
@@ -478,10 +584,6 @@ static void last_close(struct pool *p, struct scratch *s)
 {
 	hydrate_closed(p, s);
 	scratch_sample(p, s);
-	if (s->fd >= 0)
-		(void)sys_close(s->fd);
-	s->fd = -1;
-	uncount_open(p);
 	if (s->doomed && !s->flushing)
 		evict_add_doomed(p, s);
 }
@@ -497,9 +599,13 @@ static void unacquire(struct pool *p, struct node *n, unsigned flags)
 		s->writers--;
 	}
 	s->opens--;
+	if (needs_fd(s, flags))
+		unuse_fd(p, s);
+	if (flags & POOL_KERNEL)
+		unserve(p, s);
 	if ((flags & POOL_WRITE) && s->writers == 0 && s->record.state == RECORD_DIRTY &&
 	    !s->doomed && !s->flushing)
-		writers_gone(p, s);
+		scratch_closed(p, s);
 	if (s->opens == 0)
 		last_close(p, s);
 	scratch_touch(p, s);
@@ -517,9 +623,17 @@ static errint_t make_writable(struct pool *p, struct node *n, unsigned flags, bo
 	if (r == 0)
 		s->writers++; /* (O2) */
 	if (r == 0 && (flags & POOL_TRUNC) && !empty) {
-		r = truncate_locked(p, s, 0);
+		bool counted = false;
+
+		r = use_fd(p, s, &counted);
+		if (r == 0) {
+			r = truncate_locked(p, s, 0);
+			unuse_fd(p, s);
+		} else if (counted) {
+			uncount_open(p);
+		}
 		if (r < 0 && --s->writers == 0 && !s->doomed && !s->flushing)
-			writers_gone(p, s); /* dirty by now, and nobody else closes it */
+			scratch_closed(p, s); /* dirty by now, and nobody else closes it */
 	}
 	return r;
 }
@@ -609,12 +723,14 @@ static errint_t open_to_cut(struct pool *p, struct node *n, unsigned flags, bool
 	if (!(flags & POOL_TRUNC) || !s->hydration)
 		return 0;
 	*ret_done = true;
-	r = acquire(p, n, flags, counted);
+	r = acquire(p, n, flags, false, counted);
 	if (r < 0)
 		return r;
 	r = make_writable_cut(p, n, flags, wait);
 	if (r < 0)
 		unacquire(p, n, 0);
+	else
+		settle_handle(p, s, flags);
 	return r;
 }
 
@@ -631,7 +747,7 @@ static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool w
 		return r;
 	rwlock_rd(&p->tree->ns);
 	lock_take(&n->lock);
-	counted = !n->scratch || n->scratch->opens == 0;
+	counted = !n->scratch || n->scratch->fd_users == 0;
 	r = counted ? count_open(p) : 0;
 	if (r < 0)
 		goto out;
@@ -644,7 +760,7 @@ static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool w
 	if (need_all && !wait)
 		r = -EAGAIN;
 	if (r == 0 && !done)
-		r = acquire(p, n, flags, &counted);
+		r = acquire(p, n, flags, !need_all, &counted);
 	if (counted)
 		uncount_open(p);
 	if (r == 0 && !done && !need_all && (flags & POOL_WRITE)) {
@@ -652,7 +768,7 @@ static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool w
 		if (r == 0)
 			r = make_writable(p, n, flags, empty);
 		if (r < 0)
-			unacquire(p, n, 0);
+			unacquire(p, n, flags & POOL_HANDLE);
 	}
 out:
 	lock_drop(&n->lock);
@@ -675,6 +791,8 @@ out:
 		r = make_writable(p, n, flags, false);
 	if (r < 0)
 		give_up(p, n);
+	else
+		settle_handle(p, s, flags);
 	lock_drop(&n->lock);
 	return r;
 }
@@ -689,13 +807,20 @@ errint_t pool_open_file_nowait(struct pool *p, struct node *n, unsigned flags)
 	return open_file(p, n, flags, false);
 }
 
-void pool_close_file(struct pool *p, struct node *n, unsigned flags)
+bool pool_close_file(struct pool *p, struct node *n, unsigned flags)
 {
+	struct scratch *s;
+	bool tell;
+
 	lock_take(&n->lock);
+	s = n->scratch;
 	unacquire(p, n, flags);
+	tell = s->tell_kernel;
+	s->tell_kernel = false;
 	if (n->scratch && tail_is_spent(p, n->scratch))
 		(void)scratch_destroy(p, n->scratch);
 	lock_drop(&n->lock);
+	return tell;
 }
 
 /* ---- new files (O3) ---- */
@@ -733,7 +858,7 @@ errint_t pool_attach_new(struct pool *p, struct new_scratch *ns, struct node *n,
                          unsigned flags)
 {
 	struct scratch *s = ns->s;
-	bool mine = lock_is_mine(&n->lock);
+	bool mine = lock_is_mine(&n->lock), counted = false;
 	errint_t r;
 
 	step("create.object");
@@ -742,7 +867,7 @@ errint_t pool_attach_new(struct pool *p, struct new_scratch *ns, struct node *n,
 	s->record.base.ident = n->ident;
 	r = record_write(s->fd, &s->record);
 	if (r == 0)
-		r = count_open(p);
+		r = use_fd(p, s, &counted);
 	if (r < 0) {
 		memset(&s->record.base, 0, sizeof(s->record.base));
 		goto out;
@@ -755,6 +880,7 @@ errint_t pool_attach_new(struct pool *p, struct new_scratch *ns, struct node *n,
 	s->writers = (flags & POOL_WRITE) ? 1 : 0;
 	scratch_attach(p, s, n);
 	scratch_register(p, s);
+	settle_handle(p, s, flags);
 	if (!(flags & POOL_WRITE))
 		flush_queue(p, s, p->writeback_ms, false);
 	if (!(flags & (POOL_READ | POOL_WRITE)))
@@ -784,6 +910,16 @@ void pool_keep_new(struct pool *p, struct new_scratch *ns)
 int scratch_fd(struct node *n)
 {
 	return n->scratch->fd;
+}
+
+int32_t pool_backing_id(struct node *n)
+{
+	return n->scratch->backing;
+}
+
+void pool_set_direct(struct pool *p, const struct pool_direct *direct)
+{
+	p->direct = direct ? *direct : (struct pool_direct){0};
 }
 
 errint_t scratch_write_begin(struct pool *p, struct node *n, uint64_t off, size_t len,
@@ -870,6 +1006,7 @@ errint_t pool_fallocate(struct pool *p, struct node *n, int mode, uint64_t off,
 	if (r == 0)
 		note_change(s);
 	rwlock_drop(&s->gate);
+	content_own_change(p, s);
 	scratch_sample(p, s);
 	lock_drop(&n->lock);
 	pool_close_file(p, n, POOL_WRITE);

@@ -7,7 +7,8 @@
  * pool->lock alone.
  *
  * Which field is whose is said per group. `gen` counts changes that the daemon was asked for
- * (writes, truncations); it is raised before the bytes change, under the gate, so:
+ * (writes, truncations); it is raised before the bytes change, under the gate, so (of a scratch
+ * that is not unseen: content.h):
  *
  *   (G1) whoever holds the gate for writing sees a gen that covers every change made so far,
  *        and no change is under way;
@@ -44,8 +45,11 @@ struct scratch {
 
 	/* under node->lock (fd also read by whoever has the node open) */
 	struct record record; /* as last written */
-	int fd;               /* O_RDWR while opens > 0, else -1 */
+	int fd;               /* O_RDWR while fd_users > 0, else -1 */
 	uint32_t opens, writers;
+	uint32_t fd_users; /* of opens: (O6), handles.c */
+	uint32_t served;   /* of opens: handles that the kernel knows */
+	int32_t backing;   /* > 0: it serves them by itself (O5); constant while served > 0 */
 	uint32_t holds; /* pool threads that rely on it while the lock is not held */
 	bool flushing;  /* a flusher has it in work */
 	struct ident
@@ -64,8 +68,8 @@ struct scratch {
 	struct frame_hashes *frames; /* of the base, hashed as they were hydrated; NULL:
 	                              * not known (an earlier run's, or a foreign base) */
 	bool stale;                  /* the three below: the last look failed */
-	uint64_t size;               /* while fd < 0 */
-	struct timespec mtime;       /* while fd < 0 */
+	uint64_t size;               /* while closed and not unseen */
+	struct timespec mtime;       /* the same */
 	uint64_t blocks;             /* st_blocks, while fd < 0 */
 	mode_t mode;                 /* of the object when opened: to make it again */
 	uid_t uid;
@@ -75,6 +79,16 @@ struct scratch {
 	int sync_error;          /* not 0: the next fsync returns it (design 5) */
 	uint32_t shrinks;     /* truncations that made it shorter: a sync under way looks */
 	uint32_t flush_tries; /* in a row that found the file changed meanwhile */
+
+	/* content.c: writes that nobody tells us of; in pool->unseen while `unseen` */
+	bool unseen;
+	bool mappable;     /* opened for reading and writing since it became unseen */
+	bool young;        /* the stamp was taken within a moment of the last write (N1) */
+	bool flushed_open; /* the last flush read it while it was not closed (N3) */
+	bool tell_kernel;  /* closed, and was mappable: pool_close_file() */
+	bool was_direct;   /* the kernel served it: somebody may still have it mapped */
+	uint64_t seen_size;
+	struct timespec seen_mtime;
 
 	_Atomic bool whole;     /* hydration == NULL, readable without the lock */
 	_Atomic uint64_t gen;   /* see (G1) */
@@ -91,11 +105,12 @@ struct scratch {
 	UT_hash_handle hh;                   /* by ino */
 	struct scratch *lru_prev, *lru_next; /* all scratches, least recently used first */
 	struct scratch *queue_prev, *queue_next; /* queued for a flush, by due_ms */
+	struct scratch *unseen_prev, *unseen_next;
 	bool queued;
 	bool urgent; /* flush although open for writing */
 	bool busy;   /* unattached: being evicted or attached */
 	bool pinned;
-	bool is_dirty, is_open, is_flushing; /* mirrors for status and eviction */
+	bool is_dirty, is_open, is_flushing, is_direct, is_cached; /* mirrors for status and eviction */
 	uint64_t bytes;                      /* on the pool's disk, as last sampled */
 	uint64_t due_ms;
 	uint64_t last_use_ms; /* monotonic */
@@ -131,12 +146,16 @@ struct pool {
 	uint32_t frame_size;
 	uint64_t append_min;
 	int level, flush_nice, flush_ioprio;
+	struct pool_direct direct;
 	pool_notify_fn notify;
 	void *notify_ctx;
 
 	struct readahead *readahead; /* readahead.c */
 	_Atomic uint64_t held_bytes; /* decoded for readers only */
 	bool recovered; /* pool_recover() came to its end: may be marked clean */
+	bool fine_times;  /* two writes never have one mtime; pool_probe_direct() */
+	bool stores_seen; /* a store through a mapping moves mtime */
+
 	_Atomic bool stopping;
 	_Atomic bool no_space; /* the pool's disk is past the stop mark */
 	_Atomic bool full; /* closed scratch alone is well above the limit, or no_space */
@@ -153,6 +172,8 @@ struct pool {
 	struct scratch *by_ino;
 	struct scratch *lru;
 	struct scratch *queue;
+	struct scratch *unseen;
+	uint64_t unseen_count;
 	uint64_t bytes, count, dirty_count, flushing_count, lost_count, dirty_bytes,
 	    open_bytes;
 	uint64_t flush_events;   /* raised when a flush ends */
@@ -242,6 +263,10 @@ bool tail_is_spent(struct pool *p, struct scratch *s);
 /* A dirty tail of an earlier run gets its base back; -ESTALE: what is there is not its base. ns and
  * node->lock held. */
 errint_t tail_resume(struct pool *p, struct scratch *s);
+
+/* handles.c: s is closed for writing (content.h): clean where nothing changed, else a flush is due.
+ * node->lock held. */
+void scratch_closed(struct pool *p, struct scratch *s);
 
 /* sync.c */
 /* fsync of the directory dirfd of node dir, and of those above it as far as their names may not be

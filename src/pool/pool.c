@@ -9,6 +9,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "pool/content.h"
 #include "pool/internal.h"
 #include "pool/readahead.h"
 #include "pool/trust.h"
@@ -350,7 +351,7 @@ static struct wanted *collect_wanted(struct pool *p, struct node *below, size_t 
 			scratch_sample(p, s);
 			w[count] = (struct wanted){.n = nodes[i],
 			                           .s = s,
-			                           .gen = atomic_load(&s->gen),
+			                           .gen = content_gen(p, s),
 			                           .bytes = s->size};
 			lock_take(&p->lock);
 			w[count].fails = s->fail_count;
@@ -527,6 +528,8 @@ void pool_get_stats(struct pool *p, struct pool_stats *ret)
 	{
 		ret->pinned += s->pinned;
 		ret->open += s->is_open;
+		ret->direct += s->is_direct;
+		ret->cached += s->is_cached;
 		ret->failing += s->fail_count > 0;
 		ret->queued += s->queued;
 		if (s->queued && s->is_dirty)

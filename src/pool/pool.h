@@ -80,6 +80,12 @@ enum pool_open_flags {
 	POOL_READ = 1,
 	POOL_WRITE = 2, /* the scratch becomes dirty before this returns */
 	POOL_TRUNC = 4, /* with POOL_WRITE: to length 0, nothing is hydrated */
+	/* A handle that the kernel will know: how it is served is settled before the function
+	 * returns, pool_backing_id() tells. */
+	POOL_KERNEL = 8,
+	POOL_THROUGH = 16,     /* ... and that needs scratch_fd() in any case */
+	POOL_RATHER_SEEN = 32, /* ... through the daemon if it is large and not yet served */
+	POOL_HANDLE = POOL_KERNEL | POOL_THROUGH | POOL_RATHER_SEEN,
 };
 
 /* Makes node's scratch ready and counts one handle (and one writer). Files up to eager_size
@@ -87,8 +93,9 @@ enum pool_open_flags {
 errint_t pool_open_file(struct pool *p, struct node *n, unsigned flags);
 /* The same without waiting: -EAGAIN where it would. */
 errint_t pool_open_file_nowait(struct pool *p, struct node *n, unsigned flags);
-/* Gives one handle back. Never waits. */
-void pool_close_file(struct pool *p, struct node *n, unsigned flags);
+/* Gives one handle back. Never waits. True: attributes that a kernel was told while it was open may
+ * be wrong now (stores through a mapping). */
+bool pool_close_file(struct pool *p, struct node *n, unsigned flags);
 
 /* A new file, in the order that kill -9 needs: scratch with a record (dirty, new, no base)
  * first, then the caller creates the object, then attach (base known, one writer handle
@@ -130,8 +137,25 @@ errint_t scratch_read(struct pool *p, struct node *n, uint64_t off, size_t len, 
                       struct read_view *ret);
 void scratch_read_end(struct pool *p, struct read_view *v);
 
-/* The descriptor for pread and splice while the node is open. */
+/* The descriptor for pread and splice while the node is open through the daemon. */
 int scratch_fd(struct node *n);
+
+/* ---- the kernel serves scratches by itself (passthrough) ---- */
+
+/* open: registers the file open as fd (O_PATH) with the kernel: an id > 0, or -errno. Called
+ * under node->lock, so neither waits. */
+struct pool_direct {
+	int (*open)(void *ctx, int fd);
+	void (*close)(void *ctx, int id);
+	void *ctx;
+};
+/* Whether the pool is fit for it: 0 with an O_PATH descriptor of a file without a name (the caller
+ * closes it), or an error with a cause. Then, before the first request,
+ * who does it (NULL: nobody any more). [waits] */
+errint_t pool_probe_direct(struct pool *p, int *ret_fd, char **cause);
+void pool_set_direct(struct pool *p, const struct pool_direct *direct);
+/* The id under which the kernel serves the handles of an open node, 0 where the daemon does. */
+int32_t pool_backing_id(struct node *n);
 
 /* Brackets one write by the daemon (pwrite or splice into scratch_fd). begin: -EAGAIN when
  * it would have to wait and !wait; -ENOSPC past the stop mark; the range must be hydrated
@@ -205,6 +229,7 @@ errint_t pool_evict(struct pool *p, struct node *n);
 struct pool_stats {
 	uint64_t limit_bytes, bytes, dirty_bytes, open_bytes;
 	uint64_t warm, dirty, flushing, pinned, open, lost;
+	uint64_t direct, cached; /* open in the mount: served by the kernel, by the daemon */
 	uint64_t queued, queued_oldest_ms, failing;
 	uint64_t over_bytes; /* above the limit because of open or dirty files */
 };

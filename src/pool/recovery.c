@@ -55,6 +55,7 @@
 #include "base/clock.h"
 #include "base/text.h"
 #include "base/workers.h"
+#include "pool/content.h"
 #include "pool/flush-job.h"
 #include "pool/lost.h"
 #include "store/append.h"
@@ -444,6 +445,8 @@ static errint_t take(struct pool *p, struct scratch *s, const struct found *f)
 		node_unref(p->tree, n);
 		return r;
 	}
+	/* A process that had it open when the last daemon was killed may still write. */
+	content_unseen(p, s, true);
 	r = scratch_record(p, s);
 	step("recovery.taken");
 	scratch_mirror(p, s);

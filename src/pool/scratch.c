@@ -22,7 +22,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
-#include "pool/internal.h"
+#include "pool/content.h"
 #include "pool/lost.h"
 #include "pool/trust.h"
 
@@ -94,6 +94,8 @@ static void mirror(struct pool *p, struct scratch *s)
 			p->flushing_count--;
 		s->is_flushing = s->flushing;
 	}
+	s->is_direct = s->served > 0 && s->backing > 0;
+	s->is_cached = s->served > 0 && s->backing == 0;
 	if (s->is_open != (s->opens > 0)) {
 		s->is_open = s->opens > 0;
 		p->open_bytes += s->is_open ? s->bytes : -s->bytes;
@@ -125,6 +127,7 @@ void scratch_unregister(struct pool *p, struct scratch *s)
 	lock_take(&p->lock);
 	HASH_DEL(p->by_ino, s);
 	DL_DELETE2(p->lru, s, lru_prev, lru_next);
+	content_forget_locked(p, s);
 	p->count--;
 	p->bytes -= s->bytes;
 	if (s->is_dirty) {

@@ -28,6 +28,7 @@
 
 #include "base/clock.h"
 #include "base/text.h"
+#include "pool/content.h"
 #include "pool/internal.h"
 #include "pool/trust.h"
 #include "store/attrs.h"
@@ -241,7 +242,7 @@ static errint_t sync_begin(struct pool *p, struct scratch *s, struct sync_state 
 	ret->s = s;
 	rwlock_wr(
 	    &s->gate); /* (G1): a write under way is counted but not yet in the file */
-	ret->gen = atomic_load(&s->gen);
+	ret->gen = content_gen(p, s);
 	rwlock_drop(&s->gate);
 	ret->fd = scratch_open_fd(p, s, O_RDONLY);
 	if (ret->fd < 0)

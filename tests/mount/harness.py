@@ -26,6 +26,7 @@ SOURCE = os.environ.get("CELLAR_SOURCE", "")
 SANITIZER = os.environ.get("CELLAR_TEST_SANITIZER", "")
 SOAK = os.environ.get("CELLAR_TEST_SOAK", "0") not in ("", "0")
 ROUNDS = 10 if SOAK else 1  # factor on the rounds of the random tests
+PASSTHROUGH = os.environ.get("CELLAR_TEST_PASSTHROUGH", "")  # of all cellars that do not say
 SLOW = {"asan": 3, "tsan": 6}.get(SANITIZER, 1)  # factor on every timeout
 SEED = int(os.environ.get("CELLAR_TEST_SEED") or 20240)
 
@@ -467,6 +468,8 @@ class Cellar:
         self.store = store or os.path.join(box.path, f"{name}.store")
         self.mnt = mnt or os.path.join(box.path, f"{name}.mnt")
         self.opts = dict(opts)
+        if PASSTHROUGH:
+            self.opts.setdefault("passthrough", PASSTHROUGH)
         self.proc = None
         self.expected = []
         self.log_paths = []
