@@ -101,7 +101,7 @@ void flush_queue(struct pool *p, struct scratch *s, uint64_t delay_ms, bool urge
 	uint64_t due = delay_ms == 0 ? 0 : clock_mono_ms() + delay_ms;
 
 	lock_take(&p->lock);
-	if (s->queued && s->urgent && !urgent) {
+	if (s->queued && s->urgent && !urgent && s->due_ms <= due) {
 		/* Somebody waits for it: not put off. */
 		lock_drop(&p->lock);
 		return;

@@ -550,8 +550,8 @@ static void settle_handle(struct pool *p, struct scratch *s, unsigned flags)
 	scratch_mirror(p, s);
 }
 
-/* dirty -> clean without work, where nothing was written; else a flush is due, at its time if it is
- * queued already. No writer is left. */
+/* dirty -> clean without work, where nothing was written; else a flush is due, no later than it is
+ * queued for. No writer is left. */
 void scratch_closed(struct pool *p, struct scratch *s)
 {
 	bool queued, unchanged = content_closed(p, s) &&
@@ -573,7 +573,7 @@ void scratch_closed(struct pool *p, struct scratch *s)
 		s->record = before; /* a flush will clean it */
 	}
 	lock_take(&p->lock);
-	queued = s->queued;
+	queued = s->queued && s->due_ms <= clock_mono_ms() + p->writeback_ms;
 	lock_drop(&p->lock);
 	if (!queued)
 		flush_queue(p, s, p->writeback_ms, false);
