@@ -491,7 +491,7 @@ def test_writes_just_before_each_close(box):
 def test_pool_on_tmpfs(box):
     """Stores through mappings move no time there (N4)."""
     pool = box.dir("pool")
-    run("mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", pool)
+    run("mount", "-t", "tmpfs", "-o", "size=64m,mode=700", "tmpfs", pool)
     box.cleanups.append(lambda: run("umount", "-l", pool, check=False))
     c = start_direct(box, pool=pool, writeback_delay="1h", max_dirty_age="1s")
     c.write("a", b"a" * 4 * KIB)
