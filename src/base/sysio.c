@@ -8,9 +8,11 @@
  */
 #include <dirent.h>
 #include <limits.h>
+#include <linux/fs.h>
 #include <linux/openat2.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -266,6 +268,11 @@ errint_t sys_syncfs(int fd)
 void sys_start_writeout(int fd, off_t off, off_t len)
 {
 	(void)sync_file_range(fd, off, len, SYNC_FILE_RANGE_WRITE);
+}
+
+errint_t sys_clone_file(int in, int out)
+{
+	CALL(clone_file, ioctl(out, FICLONE, in));
 }
 
 errint_t sys_ftruncate(int fd, off_t size)

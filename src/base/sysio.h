@@ -34,6 +34,8 @@ errint_t sys_fdatasync(int fd);
 errint_t sys_syncfs(int fd);
 /* Starts write-out without waiting (sync_file_range(2)); errors do not matter. */
 void sys_start_writeout(int fd, off_t off, off_t len);
+/* out becomes a clone of in, sharing its blocks (FICLONE): one version of it, whoever writes. */
+errint_t sys_clone_file(int in, int out);
 errint_t sys_ftruncate(int fd, off_t size);
 errint_t sys_fallocate(int fd, int mode, off_t off, off_t len);
 errint_t sys_fstat(int fd, struct stat *st);

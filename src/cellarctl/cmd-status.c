@@ -109,11 +109,13 @@ static void print_damaged(const json_t *j)
 static void print_passthrough(const json_t *j)
 {
 	if (json_is_true(out_member(j, "passthrough.active")))
-		out_line(stdout, "  passthrough: on, %ju files; %ju open through the daemon",
+		out_line(stdout,
+		         "  passthrough: on, %ju files; %ju open through the daemon",
 		         (uintmax_t)out_number(j, "passthrough.direct_files"),
 		         (uintmax_t)out_number(j, "passthrough.cached_files"));
 	else
-		out_line(stdout, "  passthrough: off (%s)", out_text(j, "passthrough.reason"));
+		out_line(stdout, "  passthrough: off (%s)",
+		         out_text(j, "passthrough.reason"));
 }
 
 static void print_troubles(const json_t *j)

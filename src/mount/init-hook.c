@@ -132,7 +132,8 @@ static ssize_t answer_init(int fd, const struct iovec *iov)
 	flags = complete_flags(flags_of(out.flags, out.flags2), &depth);
 	out.flags = (uint32_t)flags;
 	out.flags2 = (uint32_t)(flags >> 32);
-	if (depth > 0) /* max_stack_depth follows flags2; older headers have no name for it */
+	if (depth >
+	    0) /* max_stack_depth follows flags2; older headers have no name for it */
 		memcpy((char *)&out.flags2 + sizeof(out.flags2), &depth, sizeof(depth));
 	n = writev(fd, changed, 2);
 	if (n < 0)

@@ -66,8 +66,7 @@ void handle_fill(const struct mount *m, struct handle *h, struct fuse_file_info 
 	memset(fi, 0, sizeof(*fi));
 	fi->fh = (uintptr_t)h;
 	/* All changes come through this kernel, unless others change the store too. */
-	fi->keep_cache =
-	    !m->options->shared_store && !atomic_load(&h->node->direct_once);
+	fi->keep_cache = !m->options->shared_store && !atomic_load(&h->node->direct_once);
 	fi->noflush = 1; /* close() has nothing to wait for */
 }
 

@@ -1,5 +1,5 @@
 /*
- * Passthrough: see passthrough.h; which scratch is served so and which is not, pool/handles.c (O4).
+ * Passthrough: see passthrough.h; which scratch is served so and which is not, pool/serve.c (V1).
  *
  * What the kernel asks for (Linux 6.9, fs/fuse/passthrough.c, iomode.c, backing.c):
  *   - FUSE_INIT_EXT, FUSE_PASSTHROUGH and max_stack_depth >= 1 in the reply to INIT;
@@ -46,7 +46,7 @@ struct backing_map { /* fuse_backing_map */
 };
 #define BACKING_OPEN  _IOW(229, 1, struct backing_map) /* FUSE_DEV_IOC_BACKING_OPEN */
 #define BACKING_CLOSE _IOW(229, 2, uint32_t)           /* FUSE_DEV_IOC_BACKING_CLOSE */
-struct open_out { /* fuse_open_out */
+struct open_out {                                      /* fuse_open_out */
 	uint64_t fh;
 	uint32_t open_flags;
 	int32_t backing_id;
@@ -95,7 +95,8 @@ static errint_t refuse(const char *why, char **cause)
 		(void)sys_close(pt.probe_fd);
 	pt.probe_fd = -1;
 	if (pt.insist)
-		return set_cause(cause, -EOPNOTSUPP, "passthrough=on is not possible: %s", why);
+		return set_cause(cause, -EOPNOTSUPP, "passthrough=on is not possible: %s",
+		                 why);
 	log_info("passthrough is off: %s", why);
 	return 0;
 }
@@ -109,11 +110,13 @@ errint_t passthrough_prepare(const struct options *o, struct pool *p, char **cau
 	if (o->passthrough == PASSTHROUGH_OFF)
 		return refuse("the option passthrough=off says so", cause);
 	if (!has_capability(CAP_SYS_ADMIN))
-		return refuse("it needs CAP_SYS_ADMIN, that is a daemon started by root", cause);
-	if (!in_initial_user_ns())
-		return refuse("it needs CAP_SYS_ADMIN in the initial user namespace, and this is "
-		              "another one",
+		return refuse("it needs CAP_SYS_ADMIN, that is a daemon started by root",
 		              cause);
+	if (!in_initial_user_ns())
+		return refuse(
+		    "it needs CAP_SYS_ADMIN in the initial user namespace, and this is "
+		    "another one",
+		    cause);
 	if (pool_probe_direct(p, &pt.probe_fd, &why) < 0)
 		return refuse(why, cause);
 	pt.state = WANTED;
@@ -123,7 +126,8 @@ errint_t passthrough_prepare(const struct options *o, struct pool *p, char **cau
 
 uint64_t passthrough_offer(uint64_t offered, uint32_t *ret_depth)
 {
-	if (pt.state != WANTED || !(offered & FUSE_INIT_EXT) || !(offered & FUSE_PASSTHROUGH))
+	if (pt.state != WANTED || !(offered & FUSE_INIT_EXT) ||
+	    !(offered & FUSE_PASSTHROUGH))
 		return 0;
 	pt.state = OFFERED;
 	*ret_depth = STACK_DEPTH;
@@ -177,7 +181,8 @@ static const char *why_refused(int err)
 {
 	switch (err) {
 	case -ELOOP:
-		return "the pool lies on a stacked filesystem (an overlay, or another mount of "
+		return "the pool lies on a stacked filesystem (an overlay, or another "
+		       "mount of "
 		       "this kind)";
 	case -EPERM:
 		return "the kernel refuses it to this process";
@@ -194,7 +199,8 @@ errint_t passthrough_begin(int device_fd, char **cause)
 	if (pt.state == OFF)
 		return 0;
 	if (pt.state != OFFERED)
-		return refuse("the kernel has no FUSE passthrough (Linux 6.9 or newer has)", cause);
+		return refuse("the kernel has no FUSE passthrough (Linux 6.9 or newer has)",
+		              cause);
 	pt.device_fd = device_fd;
 	id = backing_open(NULL, pt.probe_fd);
 	if (id <= 0)
@@ -222,7 +228,9 @@ bool passthrough_active(const char **ret_reason)
 {
 	bool on = pt.state == ON;
 
-	*ret_reason = on ? NULL : pt.reason[0] ? pt.reason : "the mount is not answering yet";
+	*ret_reason = on             ? NULL
+	              : pt.reason[0] ? pt.reason
+	                             : "the mount is not answering yet";
 	return on;
 }
 
@@ -262,7 +270,8 @@ static struct open_out open_out_of(uint64_t fh, int32_t backing_id, bool direct_
 {
 	struct open_out out = {
 	    .fh = fh,
-	    .open_flags = FOPEN_PASSTHROUGH | FOPEN_NOFLUSH | (direct_io ? FOPEN_DIRECT_IO : 0),
+	    .open_flags =
+	        FOPEN_PASSTHROUGH | FOPEN_NOFLUSH | (direct_io ? FOPEN_DIRECT_IO : 0),
 	    .backing_id = backing_id,
 	};
 

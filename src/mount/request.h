@@ -185,7 +185,7 @@ void creds_leave(const struct request *r);
 
 /* ---- open files (ops-file.c) ---- */
 
-/* How the kernel reaches the bytes; one mode per inode (pool/handles.c, O4). Cached: through the
+/* How the kernel reaches the bytes; one mode per inode (pool/serve.c, V1). Cached: through the
  * daemon, from the scratch, with the kernel's page cache in front. Direct: passthrough. */
 enum handle_mode { HANDLE_CACHED, HANDLE_DIRECT };
 

@@ -259,7 +259,7 @@ void content_house(struct pool *p)
 	struct look {
 		struct node *n;
 		struct scratch *s;
-	} *look;
+	} * look;
 	struct scratch *s;
 	size_t n = 0, most;
 
@@ -372,9 +372,10 @@ errint_t pool_probe_direct(struct pool *p, int *ret_fd, char **cause)
 	if (held != -EAGAIN || granted != 0) {
 		(void)sys_close(*ret_fd);
 		*ret_fd = -1;
-		return set_cause(cause, -EOPNOTSUPP,
-		                 "the pool's filesystem has no leases (F_SETLEASE), which tell when "
-		                 "nobody can write a file any more");
+		return set_cause(
+		    cause, -EOPNOTSUPP,
+		    "the pool's filesystem has no leases (F_SETLEASE), which tell when "
+		    "nobody can write a file any more");
 	}
 	return 0;
 }

@@ -13,6 +13,7 @@ struct job {
 	struct node *n;    /* referenced */
 	struct scratch *s; /* NULL: a cold file is compacted */
 	bool urgent;       /* although open for writing */
+	int snap_fd;       /* > 0: a clone of the scratch, which is read in its place */
 	bool closed;       /* for writing, when it was prepared (content.h) */
 	bool prepared;     /* s->flushing is ours */
 	bool unchanged;    /* nothing to encode */

@@ -63,7 +63,8 @@ static errint_t read_base(const struct job *j, uint8_t *buf, size_t len, uint64_
 static errint_t read_scratch(void *ctx, void *buf, size_t len, uint64_t off, char **cause)
 {
 	const struct job *j = ctx;
-	struct encode_source fd = encode_source_fd(&j->in_fd);
+	struct encode_source fd =
+	    encode_source_fd(j->snap_fd > 0 ? &j->snap_fd : &j->in_fd);
 	size_t below = off < j->ask ? (size_t)MIN_OF((uint64_t)len, j->ask - off) : 0;
 	errint_t r = 0;
 
@@ -297,6 +298,8 @@ errint_t job_still_true(struct job *j)
 	struct scratch *s = j->s;
 	bool same;
 
+	if (j->snap_fd > 0)
+		return 0; /* nobody writes to it */
 	lock_take(&j->n->lock);
 	rwlock_wr(&s->gate);
 	(void)content_gen(s->pool, s);

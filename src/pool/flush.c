@@ -22,7 +22,8 @@
  *  (F2) Content is one consistent version: gen is equal before and after encoding, both
  *       read under the gate (G2); otherwise the tmp file is thrown away and the file stays dirty.
  *       A file that is written all the time is encoded with the gate held: its writers wait.
- *       Writers whom the kernel serves know no gate: what they write meanwhile may be there in the
+ *       Writers whom the kernel serves know no gate: a clone of the scratch is read where the
+ *       filesystem can make one; else what they write meanwhile may be there in the
  *       old version or in the new one, as after a power cut, and the file stays dirty.
  *  (F3) The object that is replaced still has the base's stamp, seen under the locks that every
  *       change through the mount takes; otherwise it is kept beside (conflict.c).
@@ -205,7 +206,8 @@ static bool job_applies(const struct job *j)
 
 	return s && s == j->s && !s->doomed && !s->flushing &&
 	       s->record.state == RECORD_DIRTY &&
-	       !(s->opens > 0 && s->writers > 0 && !j->urgent); /* else its last close queues it */
+	       !(s->opens > 0 && s->writers > 0 &&
+	         !j->urgent); /* else its last close queues it */
 }
 
 /* Finds out whether the file is closed for writing. Where it is not, its pages are made clean, so
@@ -285,7 +287,7 @@ static errint_t job_encode(struct pool *p, struct job *j)
 		return set_cause_errno(&j->cause, j->out_fd,
 		                       "cannot make a file in the store");
 	if (j->plain) {
-		r = full_copy_range(j->in_fd, 0, j->out_fd, 0, j->size);
+		r = full_copy_range(j->snap_fd > 0 ? j->snap_fd : j->in_fd, 0, j->out_fd, 0, j->size);
 		return r < 0 ? set_cause_errno(&j->cause, r, "cannot write to the store")
 		             : 0;
 	}
@@ -395,6 +397,26 @@ static errint_t whole_before_copy(struct pool *p, struct job *j)
 	return r == 0 ? -EAGAIN : r;
 }
 
+/* Writers whom nobody can hold up: one version of the file is kept aside where the filesystem can
+ * share its blocks. What they wrote between the look at gen and this counts as unflushed. */
+static void take_snapshot(struct pool *p, struct job *j)
+{
+	errint_t r;
+
+	if (j->closed || atomic_load(&p->no_clones))
+		return;
+	j->snap_fd = sys_openat(p->scratch_fd, ".", O_TMPFILE | O_RDWR, 0600);
+	if (j->snap_fd < 0)
+		return;
+	r = sys_clone_file(j->in_fd, j->snap_fd);
+	if (r == 0)
+		return;
+	(void)sys_close(j->snap_fd);
+	j->snap_fd = -1;
+	if (r == -EOPNOTSUPP || r == -EINVAL || r == -ENOTTY)
+		atomic_store(&p->no_clones, true);
+}
+
 static errint_t job_encode_all(struct pool *p, struct job *j)
 {
 	bool refused = false;
@@ -404,6 +426,9 @@ static errint_t job_encode_all(struct pool *p, struct job *j)
 		r = whole_before_copy(p, j);
 	if (r < 0 || j->unchanged)
 		return r;
+	take_snapshot(p, j);
+	if (j->snap_fd > 0)
+		j->hold_writers = false;
 	if (j->hold_writers) {
 		struct stat st;
 
@@ -646,8 +671,7 @@ static void job_finish(struct pool *p, struct job *j)
 				; /* still mapped: content_house() */
 			else if (s->opens == 0 || still)
 				flush_queue(p, s,
-				            s->writers ? p->dirty_age_ms
-				                       : p->writeback_ms,
+				            s->writers ? p->dirty_age_ms : p->writeback_ms,
 				            s->writers > 0);
 		}
 		count_one(j->unchanged || j->same ? COUNTER_FLUSHES_UNCHANGED
@@ -673,6 +697,8 @@ static void job_finish(struct pool *p, struct job *j)
 
 void job_clear(struct pool *p, struct job *j)
 {
+	if (j->snap_fd > 0)
+		(void)sys_close(j->snap_fd);
 	if (j->in_fd > 0)
 		(void)sys_close(j->in_fd);
 	if (j->out_fd > 0)

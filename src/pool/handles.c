@@ -16,11 +16,6 @@
  *  (O4) An open that fails leaves the file as it was: what could fail comes before the record that
  *       says dirty (and, with POOL_TRUNC, empty), and a scratch is attached only with its
  *       hydration.
- *  (O5) Handles that the kernel knows (POOL_KERNEL) have one way of reading and writing per
- *       scratch until the last of them goes: through the daemon (backing == 0), or in the kernel
- *       under one backing id. It is chosen under node->lock when the first is counted (serve).
- *  (O6) s->fd is open while somebody needs it: handles through the daemon, hydration, and the
- *       daemon's own operations (fd_users). Handles that the kernel serves need none.
  */
 #include <string.h>
 #include <unistd.h>
@@ -29,6 +24,7 @@
 #include "base/text.h"
 #include "pool/content.h"
 #include "pool/internal.h"
+#include "pool/serve.h"
 #include "pool/trust.h"
 #include "store/attrs.h"
 
@@ -37,28 +33,6 @@
 struct new_scratch {
 	struct scratch *s;
 };
-
-/* ---- limits ---- */
-
-static errint_t count_open(struct pool *p)
-{
-	uint64_t n = atomic_fetch_add(&p->open_files, 1);
-
-	if (n < p->max_open)
-		return 0;
-	atomic_fetch_sub(&p->open_files, 1);
-	if (!atomic_exchange(&p->open_limit_logged, true))
-		log_warn(
-		    "%llu files are open, which is the limit (max_open, RLIMIT_NOFILE): "
-		    "opening more answers ENFILE; this is said once",
-		    (unsigned long long)n);
-	return -ENFILE;
-}
-
-static void uncount_open(struct pool *p)
-{
-	atomic_fetch_sub(&p->open_files, 1);
-}
 
 /* ---- making a scratch ---- */
 
@@ -426,87 +400,6 @@ static errint_t truncate_locked(struct pool *p, struct scratch *s, uint64_t size
 
 /* ---- open and close ---- */
 
-/* (O6) *counted: the caller's count_open(), which is the scratch's after success. node->lock held. */
-static errint_t use_fd(struct pool *p, struct scratch *s, bool *counted)
-{
-	errint_t r;
-
-	if (s->fd_users == 0 && !*counted) { /* closed by others while the lock was given up */
-		r = count_open(p);
-		if (r < 0)
-			return r;
-		*counted = true;
-	}
-	if (s->fd_users == 0 && s->fd < 0) {
-		r = scratch_open_fd(p, s, O_RDWR);
-		if (r < 0)
-			return r;
-		s->fd = r;
-	}
-	if (s->fd_users++ == 0)
-		*counted = false;
-	return 0;
-}
-
-static void unuse_fd(struct pool *p, struct scratch *s)
-{
-	INVARIANT(s->fd_users > 0);
-	if (--s->fd_users > 0)
-		return;
-	(void)sys_close(s->fd);
-	s->fd = -1;
-	uncount_open(p);
-}
-
-/* Whether a handle of these flags needs s->fd; the same answer from open to close (O5). */
-static bool needs_fd(const struct scratch *s, unsigned flags)
-{
-	return !(flags & POOL_KERNEL) || s->backing == 0 || (flags & POOL_THROUGH);
-}
-
-/* Asks the kernel to serve s by itself: its id, or 0. */
-static int32_t back(struct pool *p, struct scratch *s, unsigned flags)
-{
-	struct stat st;
-	int fd, id;
-
-	if (!p->direct.open || !atomic_load(&s->whole))
-		return 0;
-	fd = scratch_open_fd(p, s, O_PATH);
-	if (fd < 0)
-		return 0;
-	if ((flags & POOL_RATHER_SEEN) && sys_fstat(fd, &st) == 0 &&
-	    (uint64_t)st.st_size > p->eager_size)
-		id = 0;
-	else
-		id = p->direct.open(p->direct.ctx, fd);
-	(void)sys_close(fd);
-	if (id > 0) {
-		s->was_direct = true;
-		atomic_store(&s->node->direct_once, true);
-	}
-	return id > 0 ? id : 0;
-}
-
-/* Counts a handle that the kernel will know (O4). node->lock held. */
-static void serve(struct pool *p, struct scratch *s, unsigned flags)
-{
-	if (s->served == 0)
-		s->backing = back(p, s, flags);
-	s->served++;
-	if (s->backing > 0 && (flags & POOL_WRITE))
-		content_unseen(p, s, (flags & POOL_READ) != 0);
-}
-
-static void unserve(struct pool *p, struct scratch *s)
-{
-	INVARIANT(s->served > 0);
-	if (--s->served == 0 && s->backing > 0) {
-		p->direct.close(p->direct.ctx, s->backing);
-		s->backing = 0;
-	}
-}
-
 /* Counts a handle; one that the kernel knows is served from here on where hydrated is true, else
  * by settle_handle(). node->lock held. */
 static errint_t acquire(struct pool *p, struct node *n, unsigned flags, bool hydrated,
@@ -517,16 +410,16 @@ static errint_t acquire(struct pool *p, struct node *n, unsigned flags, bool hyd
 	errint_t r = 0;
 
 	if (kernel)
-		serve(p, s, flags);
-	if (needs_fd(s, kernel ? flags : 0)) {
-		r = use_fd(p, s, counted);
+		serve_begin(p, s, flags);
+	if (serve_needs_fd(s, kernel ? flags : 0)) {
+		r = serve_use_fd(p, s, counted);
 	} else if (s->fd_users == 0 && s->fd >= 0) {
 		(void)sys_close(s->fd); /* start_cold() left it */
 		s->fd = -1;
 	}
 	if (r < 0) {
 		if (kernel)
-			unserve(p, s);
+			serve_end(p, s);
 		return r;
 	}
 	if (flags & POOL_WRITE)
@@ -544,9 +437,9 @@ static void settle_handle(struct pool *p, struct scratch *s, unsigned flags)
 {
 	if (!(flags & POOL_KERNEL))
 		return;
-	serve(p, s, flags);
-	if (!needs_fd(s, flags))
-		unuse_fd(p, s);
+	serve_begin(p, s, flags);
+	if (!serve_needs_fd(s, flags))
+		serve_unuse_fd(p, s);
 	scratch_mirror(p, s);
 }
 
@@ -555,9 +448,9 @@ static void settle_handle(struct pool *p, struct scratch *s, unsigned flags)
 void scratch_closed(struct pool *p, struct scratch *s)
 {
 	bool queued, unchanged = content_closed(p, s) &&
-	                 atomic_load(&s->gen) == atomic_load(&s->flushed_gen) &&
-	                 !(s->record.flags & RECORD_NEW) &&
-	                 !ident_is_none(&s->record.base.ident);
+	                         atomic_load(&s->gen) == atomic_load(&s->flushed_gen) &&
+	                         !(s->record.flags & RECORD_NEW) &&
+	                         !ident_is_none(&s->record.base.ident);
 	struct record before = s->record;
 
 	if (unchanged) {
@@ -599,10 +492,10 @@ static void unacquire(struct pool *p, struct node *n, unsigned flags)
 		s->writers--;
 	}
 	s->opens--;
-	if (needs_fd(s, flags))
-		unuse_fd(p, s);
+	if (serve_needs_fd(s, flags))
+		serve_unuse_fd(p, s);
 	if (flags & POOL_KERNEL)
-		unserve(p, s);
+		serve_end(p, s);
 	if ((flags & POOL_WRITE) && s->writers == 0 && s->record.state == RECORD_DIRTY &&
 	    !s->doomed && !s->flushing)
 		scratch_closed(p, s);
@@ -625,12 +518,12 @@ static errint_t make_writable(struct pool *p, struct node *n, unsigned flags, bo
 	if (r == 0 && (flags & POOL_TRUNC) && !empty) {
 		bool counted = false;
 
-		r = use_fd(p, s, &counted);
+		r = serve_use_fd(p, s, &counted);
 		if (r == 0) {
 			r = truncate_locked(p, s, 0);
-			unuse_fd(p, s);
+			serve_unuse_fd(p, s);
 		} else if (counted) {
-			uncount_open(p);
+			serve_uncount(p);
 		}
 		if (r < 0 && --s->writers == 0 && !s->doomed && !s->flushing)
 			scratch_closed(p, s); /* dirty by now, and nobody else closes it */
@@ -748,7 +641,7 @@ static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool w
 	rwlock_rd(&p->tree->ns);
 	lock_take(&n->lock);
 	counted = !n->scratch || n->scratch->fd_users == 0;
-	r = counted ? count_open(p) : 0;
+	r = counted ? serve_count(p) : 0;
 	if (r < 0)
 		goto out;
 	r = ready_scratch(p, n, flags, wait, &empty);
@@ -762,7 +655,7 @@ static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool w
 	if (r == 0 && !done)
 		r = acquire(p, n, flags, !need_all, &counted);
 	if (counted)
-		uncount_open(p);
+		serve_uncount(p);
 	if (r == 0 && !done && !need_all && (flags & POOL_WRITE)) {
 		r = tail_quiet(p, s, wait);
 		if (r == 0)
@@ -867,7 +760,7 @@ errint_t pool_attach_new(struct pool *p, struct new_scratch *ns, struct node *n,
 	s->record.base.ident = n->ident;
 	r = record_write(s->fd, &s->record);
 	if (r == 0)
-		r = use_fd(p, s, &counted);
+		r = serve_use_fd(p, s, &counted);
 	if (r < 0) {
 		memset(&s->record.base, 0, sizeof(s->record.base));
 		goto out;
@@ -910,16 +803,6 @@ void pool_keep_new(struct pool *p, struct new_scratch *ns)
 int scratch_fd(struct node *n)
 {
 	return n->scratch->fd;
-}
-
-int32_t pool_backing_id(struct node *n)
-{
-	return n->scratch->backing;
-}
-
-void pool_set_direct(struct pool *p, const struct pool_direct *direct)
-{
-	p->direct = direct ? *direct : (struct pool_direct){0};
 }
 
 errint_t scratch_write_begin(struct pool *p, struct node *n, uint64_t off, size_t len,

@@ -47,11 +47,11 @@ struct scratch {
 	struct record record; /* as last written */
 	int fd;               /* O_RDWR while fd_users > 0, else -1 */
 	uint32_t opens, writers;
-	uint32_t fd_users; /* of opens: (O6), handles.c */
+	uint32_t fd_users; /* of opens: (V2), serve.c */
 	uint32_t served;   /* of opens: handles that the kernel knows */
-	int32_t backing;   /* > 0: it serves them by itself (O5); constant while served > 0 */
-	uint32_t holds; /* pool threads that rely on it while the lock is not held */
-	bool flushing;  /* a flusher has it in work */
+	int32_t backing; /* > 0: it serves them by itself (V1); constant while served > 0 */
+	uint32_t holds;  /* pool threads that rely on it while the lock is not held */
+	bool flushing;   /* a flusher has it in work */
 	struct ident
 	    rival;   /* of an earlier run: a strange object where its own was; constant */
 	bool doomed; /* the last link is gone */
@@ -110,8 +110,9 @@ struct scratch {
 	bool urgent; /* flush although open for writing */
 	bool busy;   /* unattached: being evicted or attached */
 	bool pinned;
-	bool is_dirty, is_open, is_flushing, is_direct, is_cached; /* mirrors for status and eviction */
-	uint64_t bytes;                      /* on the pool's disk, as last sampled */
+	bool is_dirty, is_open, is_flushing, is_direct,
+	    is_cached;  /* mirrors for status and eviction */
+	uint64_t bytes; /* on the pool's disk, as last sampled */
 	uint64_t due_ms;
 	uint64_t last_use_ms; /* monotonic */
 	uint32_t fail_count;  /* flushes failed since the last success */
@@ -152,8 +153,9 @@ struct pool {
 
 	struct readahead *readahead; /* readahead.c */
 	_Atomic uint64_t held_bytes; /* decoded for readers only */
-	bool recovered; /* pool_recover() came to its end: may be marked clean */
+	bool recovered;   /* pool_recover() came to its end: may be marked clean */
 	bool fine_times;  /* two writes never have one mtime; pool_probe_direct() */
+	_Atomic bool no_clones; /* its filesystem cannot share blocks of files */
 	bool stores_seen; /* a store through a mapping moves mtime */
 
 	_Atomic bool stopping;

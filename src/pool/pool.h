@@ -83,8 +83,9 @@ enum pool_open_flags {
 	/* A handle that the kernel will know: how it is served is settled before the function
 	 * returns, pool_backing_id() tells. */
 	POOL_KERNEL = 8,
-	POOL_THROUGH = 16,     /* ... and that needs scratch_fd() in any case */
-	POOL_RATHER_SEEN = 32, /* ... through the daemon if it is large and not yet served */
+	POOL_THROUGH = 16, /* ... and that needs scratch_fd() in any case */
+	POOL_RATHER_SEEN =
+	    32, /* ... through the daemon if it is large and not yet served */
 	POOL_HANDLE = POOL_KERNEL | POOL_THROUGH | POOL_RATHER_SEEN,
 };
 
@@ -229,7 +230,8 @@ errint_t pool_evict(struct pool *p, struct node *n);
 struct pool_stats {
 	uint64_t limit_bytes, bytes, dirty_bytes, open_bytes;
 	uint64_t warm, dirty, flushing, pinned, open, lost;
-	uint64_t direct, cached; /* open in the mount: served by the kernel, by the daemon */
+	uint64_t direct,
+	    cached; /* open in the mount: served by the kernel, by the daemon */
 	uint64_t queued, queued_oldest_ms, failing;
 	uint64_t over_bytes; /* above the limit because of open or dirty files */
 };

@@ -81,8 +81,10 @@ struct node {
 	bool plain;    /* shown under its store name: ENTRY_PLAIN */
 	int dead_fd;   /* the object after its last name went while open, else -1 */
 	struct stat *dead_st; /* attributes of an inode without names, else NULL */
-	_Atomic bool direct_once; /* passthrough since it is known: the kernel's pages may be old */
-	_Atomic bool unseen;  /* the kernel or a mapping may change it unseen; either reads */
+	_Atomic bool
+	    direct_once; /* passthrough since it is known: the kernel's pages may be old */
+	_Atomic bool
+	    unseen; /* the kernel or a mapping may change it unseen; either reads */
 };
 #define NODE_MAGIC 0x6e0de5a1U
 

@@ -1,5 +1,5 @@
 """Warm files that the kernel serves by itself: which ones, and what the daemon still has to
-know of writes that it never sees (pool/content.c, pool/handles.c: O4, O5)."""
+know of writes that it never sees (pool/content.c, pool/serve.c: V1, V2)."""
 
 import ctypes
 import errno
@@ -8,6 +8,7 @@ import mmap
 import os
 import random
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -257,7 +258,7 @@ def mixing(path, seed, rounds):
 @pytest.mark.limit(180)
 @pytest.mark.parametrize("mode", ["auto", "off"])
 def test_no_order_of_opens_fails(box, mode):
-    """(O4) Also across eviction, with flushes at once."""
+    """(V1) Also across eviction, with flushes at once."""
     c = box.cellar(passthrough=mode, writeback_delay="10ms", eager_size="1M").start()
     big = text(3 * MIB, 2)
     c.write("big", big)
@@ -320,7 +321,7 @@ def hold_open(paths, ready, go):
 @pytest.mark.root
 @pytest.mark.limit(400)
 def test_many_open_files_cost_no_descriptors(direct):
-    """(O5) The kernel holds the scratch files; neither ids nor descriptors stay behind."""
+    """(V2) The kernel holds the scratch files; neither ids nor descriptors stay behind."""
     c = direct
     count = 30000 if SOAK else 4000
     os.mkdir(c.path("d"))
@@ -468,6 +469,50 @@ def test_writes_race_a_flush(box):
     wait_for(lambda: is_dirty(c) == 0, what="the file to be clean")
     assert c.stored("a") == c.read("a")
     c.make_cold("a")
+
+
+def count_up(path, size, seconds):
+    """The first block says n before the last one does."""
+    fd = os.open(path, os.O_RDWR)
+    end = time.monotonic() + seconds
+    n = 0
+    while time.monotonic() < end:
+        n += 1
+        os.pwrite(fd, b"%08d" % n, 0)
+        os.pwrite(fd, b"%08d" % n, size - 8)
+    os.close(fd)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not shutil.which("mkfs.xfs"), reason="there is no mkfs.xfs")
+def test_a_file_that_is_always_written_is_cloned(box):
+    """(F2) Where the pool's filesystem shares blocks, an object of a file under constant writing is
+    one version of it."""
+    image, pool = os.path.join(box.path, "image"), box.dir("pool")
+    with open(image, "wb") as f:
+        f.truncate(400 * MIB)
+    run("mkfs.xfs", "-q", "-m", "reflink=1", image)
+    run("mount", "-o", "loop", image, pool)
+    box.cleanups.append(lambda: run("umount", "-l", pool, check=False))
+    os.chmod(pool, 0o700)
+    c = start_direct(box, pool=pool, writeback_delay="1h", max_dirty_age="1h")
+    size = 24 * MIB
+    c.write("a", noise(size, 11))
+    c.flush()
+    pid = spawn(count_up, c.path("a"), size, 6 * SLOW)
+    wait_for(lambda: os.stat(c.path("a")).st_mtime_ns and c.read("a")[:1] == b"0", what="the writer")
+    seen = set()
+    for _ in range(4):
+        c.flush()
+        stored = c.stored("a")
+        first, last = int(stored[:8]), int(stored[-8:])
+        assert first - last in (0, 1), (first, last)
+        seen.add(first)
+    assert reap(pid) == 0
+    assert len(seen) > 1, "the flushes saw it change"
+    assert c.counter("flush_retries") == 0
+    wait_for(lambda: c.flush() and is_dirty(c) == 0, what="the file to be clean")
+    assert c.stored("a") == c.read("a")
 
 
 @pytest.mark.stress

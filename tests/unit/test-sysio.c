@@ -476,6 +476,7 @@ static void test_every_call_fails(void **state)
 	FAILS(fsync, sys_fsync(fd));
 	FAILS(fdatasync, sys_fdatasync(fd));
 	FAILS(syncfs, sys_syncfs(fd));
+	FAILS(clone_file, sys_clone_file(fd, out));
 	FAILS(ftruncate, sys_ftruncate(fd, 8));
 	FAILS(fallocate, sys_fallocate(fd, 0, 0, 8));
 	FAILS(fstat, sys_fstat(fd, &st));
