@@ -36,6 +36,7 @@
 	X(pwrite)                                                                          \
 	X(pwritev)                                                                         \
 	X(full_copy_range)                                                                 \
+	X(clone_file)                                                                      \
 	X(fsync)                                                                           \
 	X(fdatasync)                                                                       \
 	X(syncfs)                                                                          \

@@ -287,7 +287,8 @@ static errint_t job_encode(struct pool *p, struct job *j)
 		return set_cause_errno(&j->cause, j->out_fd,
 		                       "cannot make a file in the store");
 	if (j->plain) {
-		r = full_copy_range(j->snap_fd > 0 ? j->snap_fd : j->in_fd, 0, j->out_fd, 0, j->size);
+		r = full_copy_range(j->snap_fd > 0 ? j->snap_fd : j->in_fd, 0, j->out_fd, 0,
+		                    j->size);
 		return r < 0 ? set_cause_errno(&j->cause, r, "cannot write to the store")
 		             : 0;
 	}

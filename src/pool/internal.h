@@ -153,10 +153,10 @@ struct pool {
 
 	struct readahead *readahead; /* readahead.c */
 	_Atomic uint64_t held_bytes; /* decoded for readers only */
-	bool recovered;   /* pool_recover() came to its end: may be marked clean */
-	bool fine_times;  /* two writes never have one mtime; pool_probe_direct() */
+	bool recovered;         /* pool_recover() came to its end: may be marked clean */
+	bool fine_times;        /* two writes never have one mtime; pool_probe_direct() */
 	_Atomic bool no_clones; /* its filesystem cannot share blocks of files */
-	bool stores_seen; /* a store through a mapping moves mtime */
+	bool stores_seen;       /* a store through a mapping moves mtime */
 
 	_Atomic bool stopping;
 	_Atomic bool no_space; /* the pool's disk is past the stop mark */
