@@ -781,7 +781,8 @@ def test_other_calls_on_an_open_file(box, mode):
     path = c.path("a")
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
     os.pwrite(fd, b"x" * 64 * KIB, 1 * MIB)
-    assert os.lseek(fd, 0, os.SEEK_DATA) == 1 * MIB
+    # Through the daemon no hole is told of what a mapping may have filled.
+    assert os.lseek(fd, 0, os.SEEK_DATA) == (1 * MIB if files(c) == (1, 0) else 0)
     assert os.lseek(fd, 1 * MIB, os.SEEK_HOLE) == 1 * MIB + 64 * KIB
     os.posix_fallocate(fd, 0, 2 * MIB)
     assert os.stat(path).st_size == os.fstat(fd).st_size == 2 * MIB
