@@ -203,7 +203,7 @@ bool content_closed(struct pool *p, struct scratch *s)
 		if (lease < 0 || s->flushed_open)
 			changed(s);
 		s->tell_kernel = s->mappable && s->was_direct;
-		s->flushed_open = s->mappable = s->young = false;
+		s->mappable = s->young = false;
 		lock_take(&p->lock);
 		content_forget_locked(p, s);
 		lock_drop(&p->lock);

@@ -623,7 +623,7 @@ static bool set_tail_aside(struct pool *p, struct job *j)
 static void job_finish(struct pool *p, struct job *j)
 {
 	struct scratch *s = j->s;
-	bool still, closed = false;
+	bool still, closed = false, again = false;
 
 	lock_take(&j->n->lock);
 	s->flushing = false;
@@ -631,8 +631,10 @@ static void job_finish(struct pool *p, struct job *j)
 		s->record.flags &= ~RECORD_REPLACING;
 	if (j->error == 0 && s->writers == 0)
 		closed = content_closed(p, s);
-	if (closed && !j->closed)
+	if (closed && !j->closed) {
 		content_doubt(s); /* once more: (N3), content.c */
+		again = true;     /* and at once, as in scratch_closed() */
+	}
 	still = content_gen(p, s) != j->gen;
 	if (j->error < 0)
 		changes_move(&s->changes, &j->changes); /* they are still to be flushed */
@@ -672,7 +674,9 @@ static void job_finish(struct pool *p, struct job *j)
 				; /* still mapped: content_house() */
 			else if (s->opens == 0 || still)
 				flush_queue(p, s,
-				            s->writers ? p->dirty_age_ms : p->writeback_ms,
+				            s->writers ? p->dirty_age_ms
+				            : again    ? 0
+				                       : p->writeback_ms,
 				            s->writers > 0);
 		}
 		count_one(j->unchanged || j->same ? COUNTER_FLUSHES_UNCHANGED

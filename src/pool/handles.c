@@ -444,15 +444,19 @@ static void settle_handle(struct pool *p, struct scratch *s, unsigned flags)
 }
 
 /* dirty -> clean without work, where nothing was written; else a flush is due, no later than it is
- * queued for. No writer is left. */
+ * queued for, and at once where only the one that read it while it was open is repeated: who asked
+ * for that has waited his time. No writer is left. */
 void scratch_closed(struct pool *p, struct scratch *s)
 {
-	bool queued, unchanged = content_closed(p, s) &&
-	                         atomic_load(&s->gen) == atomic_load(&s->flushed_gen) &&
-	                         !(s->record.flags & RECORD_NEW) &&
-	                         !ident_is_none(&s->record.base.ident);
+	bool queued, again = s->flushed_open, closed = content_closed(p, s);
+	bool unchanged = closed && atomic_load(&s->gen) == atomic_load(&s->flushed_gen) &&
+	                 !(s->record.flags & RECORD_NEW) &&
+	                 !ident_is_none(&s->record.base.ident);
+	uint64_t delay_ms = again && closed ? 0 : p->writeback_ms;
 	struct record before = s->record;
 
+	if (closed)
+		s->flushed_open = false;
 	if (unchanged) {
 		s->record.state = RECORD_CLEAN;
 		s->record.sync_seq = s->record.sync_size = 0;
@@ -466,10 +470,10 @@ void scratch_closed(struct pool *p, struct scratch *s)
 		s->record = before; /* a flush will clean it */
 	}
 	lock_take(&p->lock);
-	queued = s->queued && s->due_ms <= clock_mono_ms() + p->writeback_ms;
+	queued = s->queued && s->due_ms <= clock_mono_ms() + delay_ms;
 	lock_drop(&p->lock);
 	if (!queued)
-		flush_queue(p, s, p->writeback_ms, false);
+		flush_queue(p, s, delay_ms, false);
 }
 
 /* The last handle went. node->lock held. */

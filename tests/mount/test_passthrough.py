@@ -18,6 +18,7 @@ import time
 import pytest
 
 from harness import (
+    CELLARCTL,
     CELLARD,
     KIB,
     MIB,
@@ -72,9 +73,9 @@ def direct(box):
     return start_direct(box, writeback_delay="1h")
 
 
-def start_direct(box, name="c", **opts):
+def start_direct(box, name="c", env=None, **opts):
     opts["passthrough"] = "auto"
-    c = box.cellar(name, **opts).start()
+    c = box.cellar(name, **opts).start(env)
     state = c.status()["passthrough"]
     if not state["active"]:
         c.stop()
@@ -444,6 +445,36 @@ def test_held_open_for_long(box):
     os.close(fd)
     wait_for(lambda: is_dirty(c) == 0 or c.flush() and is_dirty(c) == 0, what="a clean end")
     assert c.counter("flushes") <= flushes + 2
+
+
+def test_flushed_while_open_is_clean_soon_after_its_close(direct):
+    """(N3) What a flush read of an open file is not believed; it is read again once the file is
+    closed, at once: who waited for the flush does not wait for writeback_delay."""
+    c = direct
+    fd = os.open(c.path("a"), os.O_RDWR | os.O_CREAT)
+    os.write(fd, b"content")
+    c.flush()
+    assert c.stored("a") == b"content" and is_dirty(c) == 1
+    os.close(fd)
+    wait_for(lambda: is_dirty(c) == 0, what="the file to be clean")
+    assert c.stored("a") == b"content"
+
+
+def test_closed_while_flushed_is_clean_soon(box):
+    """The same where the last RELEASE comes between the reading and the end of the flush."""
+    flag = os.path.join(box.path, "at-step")
+    c = start_direct(box, writeback_delay="1h",
+                     env={"CELLAR_TEST_STEP": "flush.synced:1=wait", "CELLAR_TEST_STEP_FILE": flag})
+    fd = os.open(c.path("a"), os.O_RDWR | os.O_CREAT)
+    os.write(fd, b"content")
+    flush = subprocess.Popen([CELLARCTL, "flush", c.mnt], stdout=subprocess.DEVNULL)
+    wait_for(lambda: os.path.exists(flag), what="the flush to have read the file")
+    os.close(fd)
+    wait_closed(c)
+    os.unlink(flag)
+    assert flush.wait(60) == 0
+    wait_for(lambda: is_dirty(c) == 0, what="the file to be clean")
+    assert c.stored("a") == b"content"
 
 
 def overwrite(path, stop_at, seed):
