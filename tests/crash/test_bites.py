@@ -91,6 +91,8 @@ def hydrated(s):
 
 
 def flushed_after_a_sync(s):
+    """Through the daemon: what the kernel serves is synced before it is flushed while open, and
+    so no older than the object."""
     a_new_file(s)
     s.w.write("f", 0, 60_000, 5)
     s.w.flush()
@@ -124,7 +126,10 @@ BITES = {
 
 
 def aimed_cut(r, load, env):
-    s = Scenario(r, env, writeback_delay="10ms" if load is flushed_and_evicted else "1h")
+    opts = {"writeback_delay": "10ms" if load is flushed_and_evicted else "1h"}
+    if load is flushed_after_a_sync:
+        opts["passthrough"] = "off"
+    s = Scenario(r, env, **opts)
     try:
         cut = load(s) or s.recorder.take("the cut", "store")
     finally:

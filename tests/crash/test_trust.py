@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from harness import KIB, errno_of, reap, spawn, text, wait_for
+from harness import KIB, FaultControl, errno_of, reap, spawn, text, wait_for
 from powercut import a_boot, records
 
 pytestmark = pytest.mark.root
@@ -19,13 +19,17 @@ def scratch_of(c, rel):
     return os.path.join(c.pool_dir(), "scratch", f"{ino & 0xFF:02x}", f"{ino:016x}")
 
 
-def overwritten_and_killed(c, sync=False):
-    """f holds OLD in the store and NEW in the pool."""
+def overwritten_and_killed(c, before_sync=None):
+    """f holds OLD in the store and NEW in the pool. Returns the errno of its fsync, if there is
+    one."""
     c.write("f", OLD)
     c.flush()
     fd = os.open(c.path("f"), os.O_RDWR)
     os.pwrite(fd, NEW, 0)
-    failed = errno_of(os.fsync, fd) if sync else 0
+    failed = 0
+    if before_sync:
+        before_sync()
+        failed = errno_of(os.fsync, fd)
     c.kill9()
     errno_of(os.close, fd)
     return failed
@@ -68,8 +72,9 @@ def test_failed_sync_is_a_reboot(box):
     c.lost_expected = True
     c.expect("lost.found", "sync of it failed", "a sync of the pool", "Input/output")
     boot = a_boot()
-    c.start({**boot, "CELLAR_TEST_FAULT": "fdatasync:1:EIO"})
-    assert overwritten_and_killed(c, sync=True) != 0
+    control = FaultControl(os.path.join(box.path, "control"))
+    c.start({**boot, **control.env})
+    assert overwritten_and_killed(c, lambda: control.arm("fdatasync:1:EIO")) != 0
     c.start(boot)
     assert c.read("f") == OLD
     c.wait_log("sync of it failed")

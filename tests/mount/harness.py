@@ -7,6 +7,7 @@ Nothing here sleeps for a fixed time: wait_for() polls a condition and fails lou
 import ctypes
 import errno
 import json
+import mmap
 import os
 import random
 import re
@@ -454,6 +455,36 @@ def open_fds(pid):
 
 
 # ---- a cellar ----
+
+
+class FaultControl:
+    """The file by which a running daemon is armed: struct fault_control."""
+
+    def __init__(self, path):
+        with open(path, "wb") as f:
+            f.write(bytes(4096))
+        # pylint: disable-next=consider-using-with
+        self.file = open(path, "r+b")
+        self.map = mmap.mmap(self.file.fileno(), 4096)
+        self.env = {"CELLAR_TEST_FAULT_FILE": path}
+
+    def arm(self, spec):
+        self.map[24:128] = spec.encode().ljust(104, b"\0")
+        asked = struct.unpack_from("<I", self.map, 0)[0]
+        struct.pack_into("<I", self.map, 0, asked + 1)
+
+    def disarm(self):
+        """Returns (calls that matched, calls that failed, name of the first)."""
+        asked, seen, calls, fired = struct.unpack_from("<IIQQ", self.map, 0)
+        first = bytes(self.map[128:160]).split(b"\0")[0].decode()
+        if asked != seen:  # not one call came
+            calls = fired = 0
+        self.arm("")
+        return calls, fired, first
+
+    def close(self):
+        self.map.close()
+        self.file.close()
 
 
 class Failed(AssertionError):

@@ -17,45 +17,15 @@ import struct
 
 import pytest
 
-from harness import SANITIZER, SOAK, Failed, errno_of, read_file, run, text, wait_for
+from harness import SANITIZER, SOAK, Failed, FaultControl, errno_of, read_file, run, text, wait_for
 
 ERRORS = ("EIO", "ENOSPC", "EDQUOT", "EMFILE", "ENOMEM")
 POINTS = 100000 if SOAK else {"asan": 3, "tsan": 3}.get(SANITIZER, 7)  # calls of an operation that fail
 
 
-class Control:
-    """The file by which a running daemon is armed: struct fault_control."""
-
-    def __init__(self, path):
-        with open(path, "wb") as f:
-            f.write(bytes(4096))
-        # pylint: disable-next=consider-using-with
-        self.file = open(path, "r+b")
-        self.map = mmap.mmap(self.file.fileno(), 4096)
-        self.env = {"CELLAR_TEST_FAULT_FILE": path}
-
-    def arm(self, spec):
-        self.map[24:128] = spec.encode().ljust(104, b"\0")
-        asked = struct.unpack_from("<I", self.map, 0)[0]
-        struct.pack_into("<I", self.map, 0, asked + 1)
-
-    def disarm(self):
-        """Returns (calls that matched, calls that failed, name of the first)."""
-        asked, seen, calls, fired = struct.unpack_from("<IIQQ", self.map, 0)
-        first = bytes(self.map[128:160]).split(b"\0")[0].decode()
-        if asked != seen:  # not one call came
-            calls = fired = 0
-        self.arm("")
-        return calls, fired, first
-
-    def close(self):
-        self.map.close()
-        self.file.close()
-
-
 @pytest.fixture
 def control(box):
-    c = Control(os.path.join(box.path, "control"))
+    c = FaultControl(os.path.join(box.path, "control"))
     yield c
     c.close()
 

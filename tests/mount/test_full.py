@@ -13,7 +13,7 @@ import struct
 
 import pytest
 
-from harness import KIB, MIB, errno_of, noise, run, wait_for
+from harness import KIB, MIB, detach, errno_of, noise, run, wait_for
 
 pytestmark = pytest.mark.root
 
@@ -328,6 +328,7 @@ def test_read_only(box, where):
     c.proc.wait(30)
     c.expect_crash()
     c.expect("cannot", "recover", "treated as after a reboot")
+    detach(c.mnt)  # what its kernel served keeps the pool's disk busy as long as it is there
     disk.umount()
     disk.mount()
     c.start()

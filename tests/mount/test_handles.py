@@ -17,6 +17,7 @@ from harness import (
     FALLOC_ZERO_RANGE,
     KIB,
     MIB,
+    FaultControl,
     child,
     errno_of,
     fallocate,
@@ -367,10 +368,11 @@ def test_fsync_and_friends(lively):
 def test_an_error_of_fsync_is_not_forgotten(box):
     """(Y3) the kernel reports a lost page once; the file is not called synced until it was written
     back whole."""
-    c = box.cellar(writeback_delay="1h", sync_interval="1h")
-    c.start(env={"CELLAR_TEST_FAULT": "fdatasync:1:EIO"})
+    control = FaultControl(os.path.join(box.path, "control"))
+    c = box.cellar(writeback_delay="1h", sync_interval="1h").start(control.env)
     fd = os.open(c.path("f"), os.O_RDWR | os.O_CREAT, 0o644)
     os.pwrite(fd, text(50 * KIB, 1), 0)
+    control.arm("fdatasync:1:EIO")
     assert [errno_of(os.fsync, fd) for _ in range(3)] == [errno.EIO] * 3
     c.expect("fsync|sync")
     c.flush()

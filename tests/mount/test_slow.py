@@ -139,6 +139,7 @@ def test_stuck_store(slow, box):
         os.stat(c.path(name))
     # the kernel asks once for security.capability, and after a change for attributes
     os.pwrite(rw, b"x", 0)
+    assert os.fstat(fd).st_size == 300 * KIB
     s.set(STUCK)
     waiting = [in_background(c.read, name) for name in names]
     for round_ in range(20):
