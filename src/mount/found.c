@@ -194,6 +194,7 @@ void departure_commit(struct mount *m, const struct found *f, struct departure *
 		free(n->dead_st);
 		n->dead_st = d->st;
 	}
+	node_forget_seen(n);
 	if (!d->last && S_ISREG(n->type))
 		pool_meta_changed(n);
 	if (d->last)

@@ -558,6 +558,26 @@ static errint_t refresh_info(struct mount *m, struct node *n, const struct stat 
 	return err;
 }
 
+/* What the store says of n. The kernel believes that for long, but must ask each time while n is
+ * written unseen: then we remember it, as the kernel would, so that neither a slow store nor
+ * three of its calls stand behind each fstat(). */
+static errint_t seen_stat(struct mount *m, struct node *n, struct stat *ret)
+{
+	errint_t err;
+
+	if (n->seen_st && atomic_load(&n->unseen)) {
+		*ret = *n->seen_st;
+		return 0;
+	}
+	err = resolve_stat(m->tree, n, ret);
+	node_forget_seen(n);
+	if (!err && atomic_load(&n->unseen) && !m->options->shared_store) {
+		n->seen_st = xmalloc(sizeof(*n->seen_st));
+		*n->seen_st = *ret;
+	}
+	return err;
+}
+
 errint_t attr_locked(struct mount *m, struct node *n, const struct stat *known,
                      struct stat *ret, char **cause)
 {
@@ -569,7 +589,7 @@ errint_t attr_locked(struct mount *m, struct node *n, const struct stat *known,
 	if (known)
 		st = *known;
 	else
-		err = resolve_stat(m->tree, n, &st);
+		err = seen_stat(m, n, &st);
 	/* Taken away behind us: whoever has it open goes on, what is dirty will be made again. */
 	if (err == -ENOENT && regular && pool_lone_attr(n, ret))
 		return 0;

@@ -18,7 +18,7 @@ static bool base_went(const struct node *n, const struct scratch *s)
 {
 	const struct stamp *base = &s->record.base;
 
-	if (s->fd < 0 || !n->info_valid || s->record.state != RECORD_CLEAN ||
+	if (s->opens == 0 || !n->info_valid || s->record.state != RECORD_CLEAN ||
 	    (s->hydration && s->hydration->object.logical_size == OBJECT_SIZE_UNKNOWN))
 		return false;
 	return !ident_equal(&n->info.ident, &base->ident) ||
@@ -32,7 +32,7 @@ errint_t pool_overlay_attr(struct node *n, struct stat *st)
 	struct scratch *s = n->scratch;
 	struct stat now;
 
-	if (s && s->opens > 0 && base_went(n, s) && content_stat(s->pool, s, &now) == 0) {
+	if (s && base_went(n, s) && content_stat(s->pool, s, &now) == 0) {
 		/* Whoever has it open goes on with what he opened, its size too. */
 		st->st_size = now.st_size;
 		st->st_mtim = now.st_mtim;
@@ -69,7 +69,7 @@ bool pool_lone_attr(struct node *n, struct stat *ret)
 
 	if (!s || (s->opens == 0 && s->record.state != RECORD_DIRTY))
 		return false;
-	if (s->fd < 0 || sys_fstat(s->fd, ret) < 0) {
+	if (s->opens == 0 || content_stat(s->pool, s, ret) < 0) {
 		memset(ret, 0, sizeof(*ret));
 		ret->st_size = (off_t)s->size;
 		ret->st_mtim = ret->st_atim = ret->st_ctim = s->mtime;
@@ -122,7 +122,7 @@ void pool_meta_changed(struct node *n)
 {
 	struct scratch *s = n->scratch;
 
-	lock_assert_held(&n->lock);
+	node_forget_seen(n);
 	if (!s)
 		return;
 	s->raises++;

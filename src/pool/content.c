@@ -212,6 +212,39 @@ bool content_closed(struct pool *p, struct scratch *s)
 	return lease != -EAGAIN;
 }
 
+/* dirty -> clean without work, where nothing was written; else a flush is due, no later than it is
+ * queued for, and at once where only the one that read it while it was open is repeated: who asked
+ * for that has waited his time. No writer is left. */
+void scratch_closed(struct pool *p, struct scratch *s)
+{
+	bool queued, again = s->flushed_open, closed = content_closed(p, s);
+	bool unchanged = closed && atomic_load(&s->gen) == atomic_load(&s->flushed_gen) &&
+	                 !(s->record.flags & RECORD_NEW) &&
+	                 !ident_is_none(&s->record.base.ident);
+	uint64_t delay_ms = again && closed ? 0 : p->writeback_ms;
+	struct record before = s->record;
+
+	if (closed)
+		s->flushed_open = false;
+	if (unchanged) {
+		s->record.state = RECORD_CLEAN;
+		s->record.sync_seq = s->record.sync_size = 0;
+		if (s->hydration)
+			s->record.flags |= RECORD_PARTIAL;
+		if (scratch_record(p, s) == 0) {
+			count_one(COUNTER_FLUSHES_UNCHANGED);
+			flush_unqueue_always(p, s);
+			return;
+		}
+		s->record = before; /* a flush will clean it */
+	}
+	lock_take(&p->lock);
+	queued = s->queued && s->due_ms <= clock_mono_ms() + delay_ms;
+	lock_drop(&p->lock);
+	if (!queued)
+		flush_queue(p, s, delay_ms, false);
+}
+
 bool content_unused(struct pool *p, struct scratch *s)
 {
 	errint_t lease;

@@ -2,8 +2,8 @@
  * Opening and closing: from a node to a scratch that can be read or written.
  *
  * Edges of the state diagram that live here: cold -> hydrating (start_cold), clean -> dirty
- * (pool_open_file with POOL_WRITE, by scratch_make_dirty), dirty -> clean without work
- * (scratch_closed of a file that was opened for writing and not written).
+ * (pool_open_file with POOL_WRITE, by scratch_make_dirty); dirty -> clean without work
+ * (scratch_closed, of a file that was opened for writing and not written) is in content.c.
  *
  * Invariants:
  *  (O1) A clean idle scratch is used only if its object still has the stamp it came from;
@@ -441,39 +441,6 @@ static void settle_handle(struct pool *p, struct scratch *s, unsigned flags)
 	if (!serve_needs_fd(s, flags))
 		serve_unuse_fd(p, s);
 	scratch_mirror(p, s);
-}
-
-/* dirty -> clean without work, where nothing was written; else a flush is due, no later than it is
- * queued for, and at once where only the one that read it while it was open is repeated: who asked
- * for that has waited his time. No writer is left. */
-void scratch_closed(struct pool *p, struct scratch *s)
-{
-	bool queued, again = s->flushed_open, closed = content_closed(p, s);
-	bool unchanged = closed && atomic_load(&s->gen) == atomic_load(&s->flushed_gen) &&
-	                 !(s->record.flags & RECORD_NEW) &&
-	                 !ident_is_none(&s->record.base.ident);
-	uint64_t delay_ms = again && closed ? 0 : p->writeback_ms;
-	struct record before = s->record;
-
-	if (closed)
-		s->flushed_open = false;
-	if (unchanged) {
-		s->record.state = RECORD_CLEAN;
-		s->record.sync_seq = s->record.sync_size = 0;
-		if (s->hydration)
-			s->record.flags |= RECORD_PARTIAL;
-		if (scratch_record(p, s) == 0) {
-			count_one(COUNTER_FLUSHES_UNCHANGED);
-			flush_unqueue_always(p, s);
-			return;
-		}
-		s->record = before; /* a flush will clean it */
-	}
-	lock_take(&p->lock);
-	queued = s->queued && s->due_ms <= clock_mono_ms() + delay_ms;
-	lock_drop(&p->lock);
-	if (!queued)
-		flush_queue(p, s, delay_ms, false);
 }
 
 /* The last handle went. node->lock held. */

@@ -266,7 +266,7 @@ bool tail_is_spent(struct pool *p, struct scratch *s);
  * node->lock held. */
 errint_t tail_resume(struct pool *p, struct scratch *s);
 
-/* handles.c: s is closed for writing (content.h): clean where nothing changed, else a flush is due.
+/* content.c: the last writer of s has gone: clean where nothing changed, else a flush is due.
  * node->lock held. */
 void scratch_closed(struct pool *p, struct scratch *s);
 

@@ -45,6 +45,7 @@ static void node_free(struct node *n)
 	if (n->dead_fd >= 0)
 		(void)sys_close(n->dead_fd);
 	free(n->dead_st);
+	free(n->seen_st);
 	lock_clear(&n->lock);
 	free(n);
 }
@@ -446,11 +447,18 @@ struct node *tree_adopt(struct tree *t, struct node *parent, const char *store_n
 	return n;
 }
 
+void node_forget_seen(struct node *n)
+{
+	lock_assert_held(&n->lock);
+	free(n->seen_st);
+	n->seen_st = NULL;
+}
+
 void node_set_ident(struct tree *t, struct node *n, const struct ident *ident)
 {
 	struct node *other;
 
-	lock_assert_held(&n->lock);
+	node_forget_seen(n);
 	lock_take(&t->lock);
 	other = by_ident_locked(t, ident);
 	if (other && other != n)

@@ -81,6 +81,8 @@ struct node {
 	bool plain;    /* shown under its store name: ENTRY_PLAIN */
 	int dead_fd;   /* the object after its last name went while open, else -1 */
 	struct stat *dead_st; /* attributes of an inode without names, else NULL */
+	struct stat
+	    *seen_st; /* the object's, while the kernel must ask each time; else NULL */
 	_Atomic bool
 	    direct_once; /* passthrough since it is known: the kernel's pages may be old */
 	_Atomic bool
@@ -136,6 +138,10 @@ bool node_is(struct tree *t, struct node *n, const struct ident *ident);
 
 /* The object was replaced (flush) or created. Under node->lock. */
 void node_set_ident(struct tree *t, struct node *n, const struct ident *ident);
+
+/* Attributes of n's store inode change or have changed: what is remembered of them goes. Under
+ * node->lock. */
+void node_forget_seen(struct node *n);
 
 void node_add_name(struct tree *t, struct node *n, struct node *parent,
                    const char *store_name);

@@ -874,7 +874,7 @@ errint_t resolve_stat(struct tree *t, struct node *n, struct stat *ret)
 void resolve_keep_ctime(struct tree *t, struct node *n, const struct stat *st_now,
                         const struct timespec *logical_ctime)
 {
-	lock_assert_held(&n->lock);
+	node_forget_seen(n);
 	if (!ident_equal(&n->info.ident, &n->ident) || n->info.ino != n->ino) {
 		struct catalog_file row;
 
