@@ -162,6 +162,12 @@ void content_unseen(struct pool *p, struct scratch *s, bool mappable)
 	lock_drop(&p->lock);
 }
 
+void content_recovered(struct pool *p, struct scratch *s)
+{
+	if (s->record.kind == RECORD_WHOLE)
+		content_unseen(p, s, true);
+}
+
 void content_forget_locked(struct pool *p, struct scratch *s)
 {
 	if (!s->unseen)

@@ -20,6 +20,10 @@
  * reading and writing). Before the reply that lets them begin. */
 void content_unseen(struct pool *p, struct scratch *s, bool mappable);
 
+/* s was taken over from an earlier run: a process that had it open or mapped when that daemon was
+ * killed may still write. Not so into a tail, which no kernel ever served. */
+void content_recovered(struct pool *p, struct scratch *s);
+
 /* gen, with every change that the stamp shows by now. Never more than once per write; it may
  * count a change that was none. */
 uint64_t content_gen(struct pool *p, struct scratch *s);

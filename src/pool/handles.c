@@ -240,7 +240,7 @@ void scratch_adopt_earlier(struct pool *p, struct node *n)
 				atomic_fetch_sub(&p->waiting, 1);
 			return;
 		}
-		content_unseen(p, s, true); /* as in take(), recovery.c */
+		content_recovered(p, s);
 		scratch_write_hint(p, s);
 		(void)scratch_record(p, s);
 		scratch_mirror(p, s);

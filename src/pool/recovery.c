@@ -445,8 +445,7 @@ static errint_t take(struct pool *p, struct scratch *s, const struct found *f)
 		node_unref(p->tree, n);
 		return r;
 	}
-	/* A process that had it open when the last daemon was killed may still write. */
-	content_unseen(p, s, true);
+	content_recovered(p, s);
 	r = scratch_record(p, s);
 	step("recovery.taken");
 	scratch_mirror(p, s);
