@@ -235,6 +235,14 @@ errint_t sys_fsync(int fd)
 	return err;
 }
 
+errint_t sys_fsync_dir(int fd)
+{
+	struct stat st;
+	errint_t err = sys_fsync(fd);
+
+	return err ? err : sys_fstat(fd, &st);
+}
+
 static errint_t do_fdatasync(int fd)
 {
 	CALL(fdatasync, fdatasync(fd));

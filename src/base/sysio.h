@@ -30,6 +30,10 @@ errint_t full_pwrite(int fd, const void *buf, size_t len, off_t off);
 /* Copies len bytes: copy_file_range(2), else read and write. */
 errint_t full_copy_range(int in, off_t in_off, int out, off_t out_off, size_t len);
 errint_t sys_fsync(int fd);
+/* Of a directory. XFS answers 0 to that after it was shut down, by an I/O error or by force, also where
+ * what changed in the directory before is lost (fs/xfs/xfs_file.c, xfs_dir_fsync); fstat() then
+ * tells. */
+errint_t sys_fsync_dir(int fd);
 errint_t sys_fdatasync(int fd);
 errint_t sys_syncfs(int fd);
 /* Starts write-out without waiting (sync_file_range(2)); errors do not matter. */

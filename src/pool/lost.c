@@ -260,7 +260,7 @@ errint_t pool_lost_discard(struct pool *p, const char *name, const char *token,
 	lock_take(&p->lock);
 	p->lost_count -= p->lost_count > 0;
 	lock_drop(&p->lock);
-	r = sys_fsync(p->lost_fd);
+	r = sys_fsync_dir(p->lost_fd);
 	return r < 0 ? set_cause_errno(cause, r, "deleted, and lost+found cannot be synced")
 	             : 0;
 }

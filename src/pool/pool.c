@@ -181,7 +181,7 @@ static void mark_clean(struct pool *p)
 			(void)sys_close(fd);
 	}
 	if (r == 0)
-		r = sys_fsync(p->place.dirfd);
+		r = sys_fsync_dir(p->place.dirfd);
 	if (r == 0)
 		trust_end(p);
 	else

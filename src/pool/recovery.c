@@ -492,7 +492,7 @@ static errint_t empty_scratch(struct pool *p, struct scratch *s, const char *why
 	int fd;
 
 	if (r == 0)
-		r = sys_fsync(p->lost_fd);
+		r = sys_fsync_dir(p->lost_fd);
 	if (r < 0)
 		return r;
 	(void)sys_unlinkat(p->place.dirfd, EMPTY_TMP, 0);
@@ -877,7 +877,7 @@ errint_t pool_recover(struct pool *p, char **cause)
 		if (r == -ENOENT)
 			r = 0;
 		if (r == 0)
-			r = sys_fsync(p->place.dirfd);
+			r = sys_fsync_dir(p->place.dirfd);
 	}
 	if (r < 0)
 		return set_cause_errno(cause, r, "cannot recover the pool \"%s\"",

@@ -192,7 +192,7 @@ errint_t sync_shard(struct pool *p, uint64_t ino)
 	if (fd < 0)
 		return fd;
 	count_one(COUNTER_POOL_SYNCS);
-	r = sys_fsync(fd);
+	r = sys_fsync_dir(fd);
 	(void)sys_close(fd);
 	return r;
 }

@@ -102,7 +102,7 @@ errint_t store_sync_dir(int dirfd)
 			return reopened;
 		dirfd = reopened;
 	}
-	err = sys_fsync(dirfd);
+	err = sys_fsync_dir(dirfd);
 	/* Some network filesystems have no fsync for directories. */
 	return err == -EINVAL ? sys_syncfs(dirfd) : err;
 }

@@ -237,3 +237,28 @@ def test_synced_and_then_changed_back(rig):
     assert os.stat(c.object_path("f")).st_ino == before, "another object was made"
     cut_off(r, c)
     assert c.read("f") == OLD * 3
+
+
+def test_directory_that_says_it_is_synced(rig):
+    """(E3) XFS answers 0 to the fsync of a directory after it was shut down: what an unlink left is not
+    thrown away on that."""
+    r = rig("xfs", True)
+    c = r.cellar(writeback_delay="1h", sync_interval="1h")
+    c.expect(".")
+    c.start(a_boot())
+    fd = os.open(c.path("f"), os.O_RDWR | os.O_CREAT, 0o644)
+    os.pwrite(fd, NEW, 0)
+    os.fsync(fd)
+    number = os.fstat(fd).st_ino
+    os.unlink(c.path("f"))
+    r.shut_down("store")
+    before = c.counter("store_syncs")
+    os.close(fd)  # now the scratch may go, once the unlink is durable
+    wait_for(lambda: c.counter("store_syncs") > before + 1, what="two tries to make it so")
+    assert number in records(r.pool)
+    c.kill9()
+    subprocess.run(["umount", "-l", c.mnt], check=True)
+    r.umount()
+    r.mount()
+    c.start(a_boot())
+    assert c.read("f") == NEW
