@@ -164,10 +164,12 @@ def test_pool_older_than_the_flush_that_was_under_way(rig):
     assert c.stored("f") == NEW
 
 
-def cut_off(r, c):
-    """The power goes now, and comes back."""
+def cut_off(r, c, *fds):
+    """The power goes now, and comes back. fds: open files, which may keep the pool's disk busy."""
     r.snapshot("cut")
     c.kill9()
+    for fd in fds:
+        errno_of(os.close, fd)
     subprocess.run(["umount", "-l", c.mnt], check=True)
     r.umount()
     r.load("cut")
@@ -205,16 +207,16 @@ def test_sync_that_looked_before_a_flush(rig):
     held = os.path.join(r.box.path, "held")
     c = r.cellar(writeback_delay="1h", sync_interval="1s")
     c.start({**a_boot(), "CELLAR_TEST_STEP": "fsync.data:1=wait", "CELLAR_TEST_STEP_FILE": held})
-    with open(c.path("f"), "wb", buffering=0) as f:
-        f.write(NEW[:1000])
-        wait_for(lambda: os.path.exists(held), what="the background sync to come to the step")
-        f.write(NEW[1000:])
-        c.flush()
-        os.unlink(held)
-        number = os.stat(c.path("f")).st_ino
-        wait_for(lambda: records(r.pool)[number][2] > 0, what="the record of a sync")
-        r.commit("pool")
-        cut_off(r, c)
+    fd = os.open(c.path("f"), os.O_WRONLY | os.O_CREAT, 0o644)
+    os.write(fd, NEW[:1000])
+    wait_for(lambda: os.path.exists(held), what="the background sync to come to the step")
+    os.write(fd, NEW[1000:])
+    c.flush()
+    os.unlink(held)
+    number = os.fstat(fd).st_ino
+    wait_for(lambda: records(r.pool)[number][2] > 0, what="the record of a sync")
+    r.commit("pool")
+    cut_off(r, c, fd)
     assert c.read("f") == NEW
     c.flush()
     assert os.listdir(c.mnt) == ["f"]
