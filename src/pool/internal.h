@@ -19,6 +19,8 @@
 
 #include <stdatomic.h>
 
+#include "uthash.h"
+
 #include "base/breaks.h"
 #include "base/counters.h"
 #include "base/log.h"

@@ -19,8 +19,10 @@
 #include "tree/node.h"
 
 #include <inttypes.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <string.h>
+#include <xxhash.h>
 
 #include "base/sysio.h"
 
@@ -50,6 +52,8 @@ static void node_free(struct node *n)
 	free(n);
 }
 
+#define FREED_LEAST 16384 /* nodes: less memory is not worth looking for */
+
 struct dead {
 	struct node *nodes; /* by next_dead */
 	int *fds;
@@ -57,23 +61,38 @@ struct dead {
 };
 
 /* After tree->lock was dropped. */
-static void bury(struct dead *d)
+static void bury(struct tree *t, struct dead *d)
 {
+	uint64_t count = 0;
 	struct node *n;
 
 	while ((n = d->nodes)) {
 		d->nodes = n->next_dead;
 		INVARIANT(!n->scratch);
 		node_free(n);
+		count++;
 	}
+	if (count > 0)
+		atomic_fetch_add(&t->freed, count);
 	for (size_t i = 0; i < d->fd_count; i++)
 		(void)sys_close(d->fds[i]);
 	free(d->fds);
 }
 
-static size_t name_key_len(const char *store_name)
+void tree_give_back(struct tree *t)
 {
-	return sizeof(struct node *) + strlen(store_name);
+	uint64_t left = tree_count(t), freed = atomic_load(&t->freed);
+
+	if (freed < FREED_LEAST || freed < left / 2)
+		return;
+	atomic_store(&t->freed, 0);
+	/* What threads freed lies between what they still use, where the C library keeps it. */
+	(void)malloc_trim(0);
+}
+
+static uint64_t name_hash(const struct node *parent, const char *store_name)
+{
+	return XXH3_64bits_withSeed(store_name, strlen(store_name), parent->ino);
 }
 
 static bool is_unused(const struct tree *t, const struct node *n)
@@ -85,14 +104,14 @@ static void unlist_ident_locked(struct tree *t, struct node *n)
 {
 	if (!n->listed)
 		return;
-	HASH_DELETE(by_ident, t->by_ident, n);
+	hashtab_remove(&t->by_ident, &n->by_ident);
 	n->listed = false;
 }
 
 static void list_ident_locked(struct tree *t, struct node *n, const struct ident *ident)
 {
 	n->ident = *ident;
-	HASH_ADD(by_ident, t->by_ident, ident, sizeof(n->ident), n);
+	hashtab_add(&t->by_ident, &n->by_ident, ident->w[0]); /* a hash itself */
 	n->listed = true;
 }
 
@@ -106,7 +125,7 @@ static struct node *drop_name_locked(struct tree *t, struct node_name *name)
 	while (*at != name)
 		at = &(*at)->next;
 	*at = name->next;
-	HASH_DELETE(by_name, t->by_name, name);
+	hashtab_remove(&t->by_name, &name->by_name);
 	free(name);
 	INVARIANT(parent->children > 0);
 	parent->children--;
@@ -117,7 +136,7 @@ static void take_out_locked(struct tree *t, struct node *n, struct dead *d)
 {
 	int fd = dirfd_orphan_locked(t, n);
 
-	HASH_DELETE(by_ino, t->by_ino, n);
+	hashtab_remove(&t->by_ino, &n->by_ino);
 	unlist_ident_locked(t, n);
 	if (fd >= 0) {
 		d->fds = xrealloc(d->fds, (d->fd_count + 1) * sizeof(*d->fds));
@@ -157,36 +176,32 @@ static void reap_locked(struct tree *t, struct node *n, struct dead *d)
 
 static struct node *by_ino_locked(struct tree *t, uint64_t ino)
 {
-	struct node *n;
+	struct hash_link *l = hashtab_first(&t->by_ino, ino);
 
-	HASH_FIND(by_ino, t->by_ino, &ino, sizeof(ino), n);
-	return n;
+	return l ? container_of(l, struct node, by_ino) : NULL; /* the hash is the key */
 }
 
 static struct node *by_ident_locked(struct tree *t, const struct ident *ident)
 {
-	struct node *n;
+	struct hash_link *l = hashtab_first(&t->by_ident, ident->w[0]);
 
-	HASH_FIND(by_ident, t->by_ident, ident, sizeof(*ident), n);
-	return n;
+	while (l && !ident_equal(&container_of(l, struct node, by_ident)->ident, ident))
+		l = hashtab_next(l);
+	return l ? container_of(l, struct node, by_ident) : NULL;
 }
 
 static struct node_name *by_name_locked(struct tree *t, struct node *parent,
                                         const char *store_name)
 {
-	struct {
-		struct node *parent;
-		char store_name[NAME_MAX + 1];
-	} key;
-	size_t len = strlen(store_name);
-	struct node_name *name;
+	struct hash_link *l = hashtab_first(&t->by_name, name_hash(parent, store_name));
 
-	if (len > NAME_MAX)
-		return NULL;
-	key.parent = parent;
-	memcpy(key.store_name, store_name, len);
-	HASH_FIND(by_name, t->by_name, &key, sizeof(key.parent) + len, name);
-	return name;
+	for (; l; l = hashtab_next(l)) {
+		struct node_name *name = container_of(l, struct node_name, by_name);
+
+		if (name->parent == parent && strcmp(name->store_name, store_name) == 0)
+			return name;
+	}
+	return NULL;
 }
 
 struct node *tree_get(struct tree *t, uint64_t ino)
@@ -233,7 +248,7 @@ uint64_t tree_count(struct tree *t)
 	uint64_t count;
 
 	lock_take(&t->lock);
-	count = HASH_CNT(by_ino, t->by_ino);
+	count = t->by_ino.count;
 	lock_drop(&t->lock);
 	return count;
 }
@@ -268,7 +283,7 @@ void node_unref(struct tree *t, struct node *n)
 	n->refs--;
 	reap_locked(t, n, &dead);
 	lock_drop(&t->lock);
-	bury(&dead);
+	bury(t, &dead);
 }
 
 void node_add_lookup(struct tree *t, struct node *n)
@@ -291,7 +306,7 @@ void node_forget(struct tree *t, uint64_t ino, uint64_t nlookup)
 		reap_locked(t, n, &dead);
 	}
 	lock_drop(&t->lock);
-	bury(&dead);
+	bury(t, &dead);
 }
 
 /* ---- names ---- */
@@ -334,7 +349,7 @@ static void add_name_locked(struct tree *t, struct node *n, struct node *parent,
 	name->next = n->names;
 	n->names = name;
 	parent->children++;
-	HASH_ADD_KEYPTR(by_name, t->by_name, &name->parent, name_key_len(store_name), name);
+	hashtab_add(&t->by_name, &name->by_name, name_hash(parent, store_name));
 	n->refs--;
 	parent->refs--;
 }
@@ -347,7 +362,7 @@ void node_add_name(struct tree *t, struct node *n, struct node *parent,
 	lock_take(&t->lock);
 	add_name_locked(t, n, parent, store_name, &dead);
 	lock_drop(&t->lock);
-	bury(&dead);
+	bury(t, &dead);
 }
 
 void node_remove_name(struct tree *t, struct node *n, struct node *parent,
@@ -361,7 +376,7 @@ void node_remove_name(struct tree *t, struct node *n, struct node *parent,
 	if (name && name->node == n)
 		reap_locked(t, drop_name_locked(t, name), &dead);
 	lock_drop(&t->lock);
-	bury(&dead);
+	bury(t, &dead);
 }
 
 bool node_has_names(struct tree *t, struct node *n)
@@ -413,14 +428,14 @@ struct node *tree_adopt_entry(struct tree *t, struct node *parent, const char *s
 			n->info = *info;
 			n->info_valid = info_valid;
 			n->plain = n->raw = plain;
-			HASH_ADD(by_ino, t->by_ino, ino, sizeof(n->ino), n);
+			hashtab_add(&t->by_ino, &n->by_ino, n->ino);
 			list_ident_locked(t, n, &info->ident);
 			add_name_locked(t, n, parent, store_name, &dead);
 		}
 	}
 	n->refs++;
 	lock_drop(&t->lock);
-	bury(&dead);
+	bury(t, &dead);
 	return n;
 }
 
@@ -499,7 +514,7 @@ static errint_t make_root(struct tree *t)
 	n->info = row;
 	n->info_valid = true;
 	t->root = n;
-	HASH_ADD(by_ino, t->by_ino, ino, sizeof(n->ino), n);
+	hashtab_add(&t->by_ino, &n->by_ino, n->ino);
 	list_ident_locked(t, n, &ident);
 	return 0;
 }
@@ -532,21 +547,26 @@ errint_t tree_open(struct store *store, struct catalog *catalog, const struct uu
 void tree_close(struct tree *t)
 {
 	struct dead dead = {0};
-	struct node *n, *next;
+	struct hash_link *l;
+	size_t hint = 0;
 
 	if (!t)
 		return;
-	/* The kernel does not forget everything when it unmounts. */
-	HASH_ITER (by_ino, t->by_ino, n, next) {
+	/* The kernel does not forget everything when it unmounts. Parents may go before their
+	 * children here: all are freed at the end. */
+	while ((l = hashtab_any(&t->by_ino, &hint))) {
+		struct node *n = container_of(l, struct node, by_ino);
+
 		while (n->names)
 			(void)drop_name_locked(t, n->names);
-	}
-	HASH_ITER (by_ino, t->by_ino, n, next) {
 		take_out_locked(t, n, &dead);
 		n->next_dead = dead.nodes;
 		dead.nodes = n;
 	}
-	bury(&dead);
+	bury(t, &dead);
+	hashtab_clear(&t->by_ino);
+	hashtab_clear(&t->by_ident);
+	hashtab_clear(&t->by_name);
 	rwlock_clear(&t->ns);
 	lock_clear(&t->lock);
 	free(t);

@@ -32,8 +32,7 @@
 
 #include <sys/stat.h>
 
-#include "uthash.h"
-
+#include "base/hashtab.h"
 #include "base/lock.h"
 #include "catalog/catalog.h"
 #include "store/entry.h"
@@ -47,8 +46,8 @@ struct dirfd;   /* a cached descriptor of a directory, tree/dirfd.c */
 struct node_name {
 	struct node_name *next;
 	struct node *node;
-	UT_hash_handle by_name; /* key: parent and store_name, which lie side by side */
-	struct node *parent;    /* holds a child count there */
+	struct hash_link by_name;
+	struct node *parent; /* holds a child count there */
 	char store_name[];
 };
 
@@ -58,8 +57,7 @@ struct node {
 	uint64_t ino;   /* constant */
 
 	/* under tree->lock */
-	UT_hash_handle by_ino;
-	UT_hash_handle by_ident;
+	struct hash_link by_ino, by_ident;
 	struct ident ident; /* written under node->lock and tree->lock; either reads */
 	uint64_t nlookup;
 	uint32_t refs;
@@ -85,8 +83,9 @@ struct node {
 	    *seen_st; /* the object's, while the kernel must ask each time; else NULL */
 	_Atomic bool
 	    direct_once; /* passthrough since it is known: the kernel's pages may be old */
-	_Atomic bool
-	    unseen; /* the kernel or a mapping may change it unseen; either reads */
+	/* The kernel or a mapping may change it unseen; so that the kernel does not notice either.
+	 * Read without the lock. */
+	_Atomic bool unseen, unseen_mapped;
 };
 #define NODE_MAGIC 0x6e0de5a1U
 
@@ -98,14 +97,13 @@ struct tree {
 	uint64_t max_object;
 	struct rwlock ns; /* LOCK_NAMESPACE */
 	struct lock lock; /* LOCK_TABLE */
-	struct node *by_ino;
-	struct node *by_ident;
-	struct node_name *by_name;
+	struct hashtab by_ino, by_ident, by_name;
 	struct node *root;
 	/* called by resolve for each regular file that is met under a name it was not known by;
 	 * ns and the directory's lock are held */
 	void (*on_new)(void *ctx, struct node *n);
 	void *on_new_ctx;
+	_Atomic uint64_t freed; /* nodes, since tree_give_back() did */
 	dev_t dev; /* st_dev of the root: what has another one is not entered */
 	/* directory descriptor cache, under lock */
 	struct dirfd *dirfd_newest, *dirfd_oldest;
@@ -116,6 +114,9 @@ errint_t tree_open(struct store *store, struct catalog *catalog, const struct uu
                    bool keep_foreign, uint64_t max_object, struct tree **ret, char **cause);
 void tree_close(struct tree *t);
 uint64_t tree_count(struct tree *t); /* nodes in memory */
+/* Gives memory back to the system where a large part of the nodes went. From time to time, by a thread
+ * that nobody waits for; no lock held. */
+void tree_give_back(struct tree *t);
 
 /* The node of a number, referenced; NULL if not in the table (FUSE: ESTALE). */
 struct node *tree_get(struct tree *t, uint64_t ino);
@@ -132,6 +133,11 @@ void node_forget(struct tree *t, uint64_t ino, uint64_t nlookup); /* FUSE FORGET
  * has none (no lock above LOCK_CATALOG may be held). */
 struct node *tree_adopt(struct tree *t, struct node *parent, const char *store_name,
                         const struct ident *ident, uint64_t ino, uint32_t type);
+
+/* The same for an inode of which more is known (info->ino: the number wanted), without the row: a node
+ * that is inserted gets `info` and `plain` before anybody can see it. */
+struct node *tree_adopt_entry(struct tree *t, struct node *parent, const char *store_name,
+                              const struct catalog_file *info, bool info_valid, bool plain);
 
 /* Whether n's identity is ident. */
 bool node_is(struct tree *t, struct node *n, const struct ident *ident);
@@ -184,10 +190,6 @@ char *node_store_path(struct tree *t, struct node *n);
 
 /* ---- within tree/ ---- */
 
-/* tree_adopt() for an entry that resolve.c has looked at: a node that is inserted gets
- * `plain` and `info` (its ino is the number wanted) before anybody can see it. */
-struct node *tree_adopt_entry(struct tree *t, struct node *parent, const char *store_name,
-                              const struct catalog_file *info, bool info_valid, bool plain);
 /* The node that is known to have this name, referenced, or NULL. */
 struct node *tree_find_name(struct tree *t, struct node *parent, const char *store_name);
 
