@@ -107,15 +107,17 @@ struct creation {
 	struct new_scratch *scratch; /* NULL once it is the node's */
 	unsigned pool_flags;
 	struct node *node; /* the result, referenced */
+	struct stat attr;  /* of it */
+	bool have_attr;
 };
 
-/* An object that was made a moment ago; under its lock. */
-static void know_new_object(struct tree *t, struct node *n, const struct ident *ident,
-                            const struct stat *st)
+/* An object that was made a moment ago. */
+static struct catalog_file new_object(uint64_t ino, const struct ident *ident,
+                                      const struct stat *st)
 {
-	n->info = (struct catalog_file){
+	return (struct catalog_file){
 	    .ident = *ident,
-	    .ino = n->ino,
+	    .ino = ino,
 	    .type = S_IFREG,
 	    .kind = OBJECT_EMPTY,
 	    .stored_mtime = st->st_mtim,
@@ -123,15 +125,13 @@ static void know_new_object(struct tree *t, struct node *n, const struct ident *
 	    .seen_ctime = st->st_ctim,
 	    .mtime = st->st_mtim,
 	};
-	n->info_valid = true;
-	n->plain = false;
-	catalog_file_put(t->catalog, &n->info);
 }
 
 /* The object exists as dirfd/store_name, open as fd: makes it known, with its scratch. */
 static errint_t join_new(struct creation *c, int dirfd, const char *store_name, int fd)
 {
 	struct mount *m = c->r->m;
+	struct catalog_file info;
 	struct ident ident;
 	struct stat st;
 	struct node *n;
@@ -141,14 +141,19 @@ static errint_t join_new(struct creation *c, int dirfd, const char *store_name, 
 		err = ident_get(dirfd, store_name, &ident);
 	if (err)
 		return err;
-	n = tree_adopt(m->tree, c->dir, store_name, &ident, c->ino, S_IFREG);
+	info = new_object(c->ino, &ident, &st);
+	n = tree_adopt_entry(m->tree, c->dir, store_name, &info, true, false);
 	if (n->ino != c->ino) {
 		/* Somebody looked it up since and gave it another number. */
 		err = -ESTALE;
 	} else {
 		lock_take(&n->lock);
-		know_new_object(m->tree, n, &ident, &st);
+		n->info = info; /* looked up since, it would know less */
+		n->info_valid = true;
+		n->plain = false;
+		catalog_file_put(m->tree->catalog, &info);
 		err = pool_attach_new(m->pool, c->scratch, n, c->pool_flags);
+		c->have_attr = !err && attr_locked(m, n, &st, &c->attr, NULL) == 0;
 		lock_drop(&n->lock);
 	}
 	if (err) {
@@ -300,7 +305,6 @@ static enum run_end run_create(struct request *r)
 	struct creation c = {.r = r, .dir = dir, .pool_flags = pool_flags_of(r->flags)};
 	char *cause = NULL;
 	struct handle *h;
-	struct stat attr;
 	enum run_end end;
 	errint_t err;
 
@@ -312,9 +316,9 @@ static enum run_end run_create(struct request *r)
 		goto out;
 	}
 	h = handle_new(m, c.node, c.pool_flags);
-	err = attr_get(r, c.node, &attr, &cause);
+	err = c.have_attr ? 0 : attr_get(r, c.node, &c.attr, &cause);
 	if (!err) {
-		end = reply_create(r, c.node, &attr, h);
+		end = reply_create(r, c.node, &c.attr, h);
 	} else {
 		handle_close(m, h);
 		end = reply_error(r, c.node, stale_if_gone(err), steal_pointer(&cause));
@@ -395,9 +399,10 @@ static int reply_open(const struct request *r, struct handle *h)
 		handle_fill(r->m, h, &fi);
 		return fuse_reply_open(r->req, &fi);
 	}
-	/* What the kernel knows of the size and times will not be true any more: it must ask from
-	 * before the first write on. Attributes only: that may be said while a request is held. */
-	if (h->pool_flags & POOL_WRITE)
+	/* What the kernel knows of the times will not be true any more once it is mapped and stored
+	 * into: it must ask from before that on. Attributes only: that may be said while a request
+	 * is held. */
+	if ((h->pool_flags & POOL_WRITE) && (h->pool_flags & POOL_READ))
 		mount_invalidate(r->m, h->node->ino);
 	return passthrough_reply_open(r->req, (uintptr_t)h, h->backing_id, h->sync);
 }

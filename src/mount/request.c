@@ -501,9 +501,11 @@ void lookup_undo(struct mount *m, uint64_t ino)
 		node_forget(m->tree, ino, 1);
 }
 
+/* After a write that it made by itself the kernel asks anew; a store through a mapping it does not
+ * notice. */
 double attr_timeout(const struct mount *m, struct node *n)
 {
-	return atomic_load(&n->unseen) ? 0 : m->timeout_s;
+	return atomic_load(&n->unseen_mapped) ? 0 : m->timeout_s;
 }
 
 void fill_entry(const struct mount *m, struct node *n, const struct stat *attr,
@@ -558,9 +560,9 @@ static errint_t refresh_info(struct mount *m, struct node *n, const struct stat 
 	return err;
 }
 
-/* What the store says of n. The kernel believes that for long, but must ask each time while n is
- * written unseen: then we remember it, as the kernel would, so that neither a slow store nor
- * three of its calls stand behind each fstat(). */
+/* What the store says of n. The kernel believes that for long, but asks each time after it has
+ * written to n by itself: then we remember it, as the kernel would, so that neither a slow store
+ * nor three of its calls stand behind each fstat(). */
 static errint_t seen_stat(struct mount *m, struct node *n, struct stat *ret)
 {
 	errint_t err;

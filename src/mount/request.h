@@ -149,7 +149,7 @@ enum run_end reply_entry(const struct request *r, struct node *n, const struct s
 /* The same without a reply, for create and readdirplus. The root is never counted. */
 void lookup_count(struct mount *m, struct node *n);
 void lookup_undo(struct mount *m, uint64_t ino);
-/* How long the kernel may believe attributes of n: not at all while it is written unseen. */
+/* How long the kernel may believe attributes of n: not at all while it may be mapped and written. */
 double attr_timeout(const struct mount *m, struct node *n);
 void fill_entry(const struct mount *m, struct node *n, const struct stat *attr,
                 struct fuse_entry_param *ret);

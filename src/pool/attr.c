@@ -39,10 +39,8 @@ errint_t pool_overlay_attr(struct node *n, struct stat *st)
 	}
 	if (!s || (s->record.state != RECORD_DIRTY && !s->doomed))
 		return 0;
-	if (s->unseen)
-		(void)content_gen(s->pool, s); /* for the ctime */
 	if (s->opens > 0 || s->unseen) {
-		errint_t r = content_stat(s->pool, s, &now);
+		errint_t r = content_look(s->pool, s, &now); /* the ctime may follow */
 
 		if (r < 0)
 			return r;

@@ -113,16 +113,23 @@ errint_t content_stat(struct pool *p, struct scratch *s, struct stat *st)
 	return sys_fstatat(p->scratch_fd, scratch_name(s->ino).s, st, AT_SYMLINK_NOFOLLOW);
 }
 
+errint_t content_look(struct pool *p, struct scratch *s, struct stat *st)
+{
+	errint_t r = content_stat(p, s, st);
+
+	if (s->unseen && r == 0)
+		fold(p, s, st);
+	else if (s->unseen)
+		changed(s); /* cannot tell */
+	return r;
+}
+
 uint64_t content_gen(struct pool *p, struct scratch *s)
 {
 	struct stat st;
 
-	if (s->unseen) {
-		if (content_stat(p, s, &st) == 0)
-			fold(p, s, &st);
-		else
-			changed(s); /* cannot tell */
-	}
+	if (s->unseen)
+		(void)content_look(p, s, &st);
 	return atomic_load(&s->gen);
 }
 
@@ -147,6 +154,8 @@ void content_unseen(struct pool *p, struct scratch *s, bool mappable)
 
 	lock_assert_held(&s->node->lock);
 	s->mappable |= mappable;
+	if (s->mappable)
+		atomic_store(&s->node->unseen_mapped, true);
 	if (s->unseen)
 		return;
 	if (content_stat(p, s, &st) == 0)
@@ -175,8 +184,10 @@ void content_forget_locked(struct pool *p, struct scratch *s)
 	DL_DELETE2(p->unseen, s, unseen_prev, unseen_next);
 	p->unseen_count--;
 	s->unseen = false;
-	if (s->node)
+	if (s->node) {
 		atomic_store(&s->node->unseen, false);
+		atomic_store(&s->node->unseen_mapped, false);
+	}
 }
 
 /* 0: granted, and kept until the descriptor is closed. */

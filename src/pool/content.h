@@ -28,8 +28,9 @@ void content_recovered(struct pool *p, struct scratch *s);
  * count a change that was none. */
 uint64_t content_gen(struct pool *p, struct scratch *s);
 
-/* Attributes of the scratch file. */
+/* Attributes of the scratch file; content_look() does for gen what content_gen() does, too. */
 errint_t content_stat(struct pool *p, struct scratch *s, struct stat *st);
+errint_t content_look(struct pool *p, struct scratch *s, struct stat *st);
 
 /* Whether s is closed for writing. If so it is not unseen any more, and gen is exact. False
  * also while the daemon itself has it open for writing and it is unseen. */

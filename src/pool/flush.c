@@ -57,6 +57,7 @@
 
 #include "utlist.h"
 
+#define QUEUE_LOOK_MS  1000UL     /* at the latest a flusher looks what is due */
 #define RETRY_MS       100        /* until a file that changed meanwhile is tried again */
 #define BATCH_MAX      64         /* small files flushed together */
 #define SMALL_BYTES    (1U << 20) /* up to here a file counts as small */
@@ -111,7 +112,9 @@ void flush_queue(struct pool *p, struct scratch *s, uint64_t delay_ms, bool urge
 	s->due_ms = due;
 	s->urgent = s->urgent || urgent;
 	queue_insert(p, s);
-	pthread_cond_signal(&p->work);
+	if (due <=
+	    clock_mono_ms() + QUEUE_LOOK_MS) /* else they look in time by themselves */
+		pthread_cond_signal(&p->work);
 	lock_drop(&p->lock);
 }
 
@@ -138,10 +141,10 @@ static struct scratch *queue_next_due(struct pool *p, struct scratch *from,
 	uint64_t now = clock_mono_ms();
 	struct scratch *s;
 
-	*ret_wait_ms = 1000;
+	*ret_wait_ms = QUEUE_LOOK_MS;
 	for (s = from; s; s = s->queue_next) {
 		if (s->due_ms > now) {
-			*ret_wait_ms = s->due_ms - now;
+			*ret_wait_ms = MIN_OF(s->due_ms - now, QUEUE_LOOK_MS);
 			return NULL;
 		}
 		if (!s->is_flushing)

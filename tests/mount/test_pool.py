@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import subprocess
+import time
 
 import pytest
 
@@ -11,6 +12,7 @@ from harness import (
     KIB,
     MIB,
     ROOT,
+    FaultControl,
     read_file,
     text,
     wait_for,
@@ -410,3 +412,52 @@ def test_evict_refuses_what_it_must(cellar):
     assert c.read("open") == b"2"
     missing = c.evict("missing", check=False)
     assert missing.returncode in (1, 2) and os.strerror(errno.ENOENT) in missing.err
+
+
+# ---- what a small file costs ----
+
+MANY = 32
+COSTS = {
+    # call of the system-call table: (most for a create with its close, for a flush), a file
+    "fsync": (0, 1),  # the new object; directories are shared
+    "fdatasync": (0, 0),
+    "syncfs": (0, 0),
+    "renameat2": (0, 1),
+    "unlinkat": (0, 0),
+    "openat": (5, 5),
+    "fsetxattr": (4, 2),
+    "handle": (4, 5),
+    "fstatat": (10, 4),
+}
+
+
+def test_cost_of_small_files(box):
+    """Calls and catalog transactions that creating a file costs, and flushing it: both shared by
+    many files wherever they can be."""
+    control = FaultControl(os.path.join(box.path, "control"))
+    opts = {"writeback_delay": "1h", "sync_interval": "1h", "flushers": 1}
+    c = box.cellar(**opts).start(control.env)
+    data = text(2 * KIB, 1)
+    seen = {}
+    for call in COSTS:
+        names = [f"d-{call}/{i}" for i in range(MANY)]
+        os.mkdir(c.path(f"d-{call}"))
+        control.arm(f"{call}:1000000:EIO")
+        for name in names:
+            write_file(c.path(name), data)
+        wait_for(lambda: c.status()["scratch"]["open"] == 0, what="the last RELEASE")
+        created = control.disarm()[0]
+        control.arm(f"{call}:1000000:EIO")
+        c.flush()
+        wait_for(lambda: c.status()["scratch"]["dirty"] == 0, what="the files to be clean")
+        seen[call] = (created / MANY, control.disarm()[0] / MANY)
+    slack = 12 / MANY  # directories, housekeeping
+    for call, most in COSTS.items():
+        assert seen[call][0] <= most[0] + slack and seen[call][1] <= most[1] + slack, seen
+    commits = c.counter("catalog_commits")
+    begin = time.monotonic()
+    for i in range(16 * MANY):
+        write_file(c.path(f"x{i}"), data)
+    c.flush()
+    rounds = (time.monotonic() - begin) / 0.5  # CATALOG_BATCH_MS
+    assert c.counter("catalog_commits") - commits <= rounds + 2
