@@ -325,9 +325,9 @@ def hold_open(paths, ready, go):
 
 @pytest.mark.root
 @pytest.mark.limit(400)
-def test_many_open_files_cost_no_descriptors(direct):
+def test_many_open_files_cost_no_descriptors(box):
     """(V2) The kernel holds the scratch files; neither ids nor descriptors stay behind."""
-    c = direct
+    c = start_direct(box, writeback_delay="1h", max_dirty_age="1h")  # a flusher has some open
     count = 30000 if SOAK else 4000
     os.mkdir(c.path("d"))
     paths = [c.path(f"d/{i}") for i in range(count)]
