@@ -9,8 +9,8 @@
  *       again under the node's lock before the file is deleted; not while a mapping uses it.
  *  (E2) A scratch became clean only after the directory fsync of its flush (flush.c, F4): so what
  *       replaces an evicted one is durable.
- *  (E3) A doomed dirty scratch is deleted only after an fsync of the directory from which its last
- *       link went: until then a power cut may bring the link back.
+ *  (E3) A doomed dirty scratch is deleted only after an fsync of every directory from which one of
+ *       its links went: until then a power cut may bring the link back.
  *
  * Marks: *run* = evict down to here, *cull* = start (and flush dirty ones early), *stop* =
  * writers wait for the flushers, bounded, then ENOSPC. For pool_size they are 90 %, 100 %
@@ -411,30 +411,43 @@ void pool_unlinked(struct pool *p, struct node *n, struct node *dir)
 	lock_drop(&n->lock);
 }
 
-static errint_t sync_doomed_dir(struct pool *p, struct node *dir)
-{
-	struct dirfd *pin;
-	errint_t r;
-	int dirfd;
+/* What evict_doomed() has synced for what it found listed. */
+struct doomed_syncs {
+	struct node *last; /* referenced */
+	errint_t result;   /* of it */
+	bool all;          /* the whole store */
+};
 
-	rwlock_rd(&p->tree->ns);
-	r = node_open_dir(p->tree, dir, &dirfd, &pin);
-	rwlock_drop(&p->tree->ns);
-	if (r < 0) {
-		/* The directory itself is gone. */
-		return sys_syncfs(p->store->root_fd);
+/* (E3) */
+static errint_t sync_doomed(struct pool *p, const struct scratch *s, struct doomed_syncs *d)
+{
+	if (!s->doomed_dirty || d->all || is_broken(BREAK_DOOM_EARLY))
+		return 0;
+	if (atomic_load(&p->left_unknown) ||
+	    node_left_others(p->tree, s->node, s->doomed_dir)) {
+		errint_t r = pool_sync_store(p);
+
+		d->all = r == 0;
+		if (d->all)
+			atomic_store(&p->left_unknown, false);
+		step("doomed.synced");
+		return r;
 	}
-	r = store_sync_dir(dirfd);
-	dirfd_release(p->tree, pin);
-	return r;
+	if (s->doomed_dir == d->last)
+		return d->result;
+	node_unref(p->tree, d->last);
+	d->last = s->doomed_dir;
+	node_ref(p->tree, d->last);
+	d->result = sync_left_directory(p, d->last);
+	step("doomed.synced");
+	return d->result;
 }
 
 void evict_doomed(struct pool *p)
 {
+	struct doomed_syncs done = {0};
 	struct scratch **list;
-	struct node *last = NULL;
 	size_t count;
-	errint_t synced = 0;
 
 	lock_take(&p->lock);
 	list = p->doomed;
@@ -445,24 +458,16 @@ void evict_doomed(struct pool *p)
 	for (size_t i = 0; i < count; i++) { /* only this function frees a listed one */
 		struct scratch *s = list[i];
 		struct node *n = s->node;
+		errint_t synced = sync_doomed(p, s, &done);
 		bool gone = false;
 
-		if (s->doomed_dir != last && s->doomed_dirty &&
-		    !is_broken(BREAK_DOOM_EARLY)) {
-			if (last)
-				node_unref(p->tree, last);
-			last = s->doomed_dir;
-			node_ref(p->tree, last);
-			synced = sync_doomed_dir(p, last); /* (E3) */
-			step("doomed.synced");
-		}
 		node_ref(p->tree, n);
 		lock_take(&n->lock);
 		lock_take(&p->lock);
 		s->doomed_listed = false;
 		lock_drop(&p->lock);
 		if (s->opens == 0 && s->holds == 0 && !s->flushing &&
-		    hydrate_quiet(p, s, false) && (!s->doomed_dirty || synced == 0))
+		    hydrate_quiet(p, s, false) && synced == 0)
 			gone = scratch_destroy(p, s) == 0;
 		else if (s->opens > 0)
 			gone = true; /* reopened: its last close lists it again */
@@ -471,8 +476,7 @@ void evict_doomed(struct pool *p)
 		if (!gone)
 			evict_add_doomed(p, s);
 	}
-	if (last)
-		node_unref(p->tree, last);
+	node_unref(p->tree, done.last);
 	free(list);
 }
 

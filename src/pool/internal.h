@@ -165,6 +165,8 @@ struct pool {
 	_Atomic bool full; /* closed scratch alone is well above the limit, or no_space */
 	_Atomic uint64_t open_files;
 	_Atomic bool open_limit_logged;
+	_Atomic bool
+	    left_unknown; /* names may have gone, not durably, before this start (E3) */
 
 	struct lock lock;    /* LOCK_POOL */
 	pthread_cond_t work; /* flushers: the queue changed */
@@ -287,6 +289,8 @@ errint_t sync_shard(struct pool *p, uint64_t ino);
 errint_t sync_scratch_name(struct pool *p, struct scratch *s);
 void sync_clear(struct pool *p);
 
+/* What was removed from a directory is durably gone, also where it was removed itself. */
+errint_t sync_left_directory(struct pool *p, struct node *dir);
 /* flush.c */
 void flush_queue(struct pool *p, struct scratch *s, uint64_t delay_ms, bool urgent);
 void flush_unqueue(struct pool *p,

@@ -891,3 +891,4 @@ errint_t pool_recover(struct pool *p, char **cause)
 	p->tree->on_new_ctx = p;
 	return 0;
 }
+	atomic_store(&p->left_unknown, !p->place.clean && !p->place.created);

@@ -127,6 +127,24 @@ errint_t sync_directories(struct pool *p, struct node *dir, int dirfd)
 
 /* Of a new file whose scratch is durable now: from here on a missing one is a loss. Not before: a
  * place-holder without mark and scratch could not be read (attrs.h). */
+errint_t sync_left_directory(struct pool *p, struct node *dir)
+{
+	struct dirfd *pin;
+	errint_t r;
+	int dirfd;
+
+	rwlock_rd(&p->tree->ns);
+	r = node_open_dir(p->tree, dir, &dirfd, &pin);
+	rwlock_drop(&p->tree->ns);
+	if (r < 0) {
+		/* The directory itself is gone. */
+		return sys_syncfs(p->store->root_fd);
+	}
+	r = store_sync_dir(dirfd);
+	dirfd_release(p->tree, pin);
+	return r;
+}
+
 static void unmark_object(struct pool *p, struct node *n)
 {
 	struct stat before, shown, after;

@@ -169,7 +169,30 @@ static void reap_locked(struct tree *t, struct node *n, struct dead *d)
 				todo = parent;
 			}
 		}
+		if (n->left) {
+			struct node *left = steal_pointer(&n->left);
+
+			left->refs--;
+			if (is_unused(t, left)) {
+				take_out_locked(t, left, d);
+				left->next_dead = todo;
+				todo = left;
+			}
+		}
 	}
+}
+
+/* A file loses a name that it had in parent. */
+static void note_left_locked(struct node *n, struct node *parent)
+{
+	if (!S_ISREG(n->type))
+		return;
+	if (n->left) {
+		n->left_more = n->left_more || n->left != parent;
+		return;
+	}
+	n->left = parent;
+	parent->refs++;
 }
 
 /* ---- finding ---- */
@@ -335,8 +358,10 @@ static void add_name_locked(struct tree *t, struct node *n, struct node *parent,
 	INVARIANT(len > 0 && len <= NAME_MAX);
 	n->refs++; /* n and parent stay whatever is dropped here */
 	parent->refs++;
-	if (name)
+	if (name) {
+		note_left_locked(name->node, parent);
 		reap_locked(t, drop_name_locked(t, name), d);
+	}
 	if (S_ISDIR(n->type)) {
 		while (n->names)
 			reap_locked(t, drop_name_locked(t, n->names), d);
@@ -373,10 +398,22 @@ void node_remove_name(struct tree *t, struct node *n, struct node *parent,
 
 	lock_take(&t->lock);
 	name = by_name_locked(t, parent, store_name);
-	if (name && name->node == n)
+	if (name && name->node == n) {
+		note_left_locked(n, parent);
 		reap_locked(t, drop_name_locked(t, name), &dead);
+	}
 	lock_drop(&t->lock);
 	bury(t, &dead);
+}
+
+bool node_left_others(struct tree *t, struct node *n, const struct node *dir)
+{
+	bool others;
+
+	lock_take(&t->lock);
+	others = n->left_more || (n->left && n->left != dir);
+	lock_drop(&t->lock);
+	return others;
 }
 
 bool node_has_names(struct tree *t, struct node *n)

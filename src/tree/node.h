@@ -63,6 +63,8 @@ struct node {
 	uint32_t refs;
 	uint32_t children;
 	struct node_name *names;
+	struct node *left; /* referenced: a directory where a file has lost a name */
+	bool left_more;    /* and there are others */
 	struct dirfd *dirfd;
 	struct node *next_dead; /* on its way to be freed */
 	bool listed;            /* in tree->by_ident */
@@ -154,6 +156,8 @@ void node_add_name(struct tree *t, struct node *n, struct node *parent,
 void node_remove_name(struct tree *t, struct node *n, struct node *parent,
                       const char *store_name);
 bool node_has_names(struct tree *t, struct node *n);
+/* Whether n, a file, has lost names, since it is in memory, in other directories than dir. */
+bool node_left_others(struct tree *t, struct node *n, const struct node *dir);
 /* Whether n is dir or lies below it. */
 bool node_is_below(struct tree *t, struct node *n, struct node *dir);
 
