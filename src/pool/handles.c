@@ -72,6 +72,7 @@ static void remember_owner(struct scratch *s, const struct stat *st)
 	s->mode = st->st_mode & 07777;
 	s->uid = st->st_uid;
 	s->gid = st->st_gid;
+	atomic_store(&s->links, st->st_nlink);
 }
 
 /* What was known of the object matched by size and mtime, and it is another all the same: it
@@ -738,6 +739,7 @@ errint_t pool_attach_new(struct pool *p, struct new_scratch *ns, struct node *n,
 	}
 	free(ns);
 	atomic_store(&s->gen, 1);
+	atomic_store(&s->links, 1);
 	atomic_store(&s->whole, true);
 	atomic_store(&s->dirty_since_ms, clock_mono_ms());
 	s->opens = 1;

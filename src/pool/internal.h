@@ -96,6 +96,7 @@ struct scratch {
 	_Atomic uint64_t gen;   /* see (G1) */
 	struct changes changes; /* since the object was equal; noted inside the gate */
 	_Atomic uint64_t flushed_gen;                  /* what the object says */
+	_Atomic uint64_t links; /* of the object when it was last looked at; 0: not known */
 	_Atomic uint64_t synced_gen;                   /* what fdatasync has covered */
 	_Atomic uint64_t dirty_since_ms, last_sync_ms; /* monotonic */
 	_Atomic uint64_t unsampled; /* bytes written since st_blocks was looked at */

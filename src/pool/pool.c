@@ -264,7 +264,13 @@ static void rewrite_hint(struct pool *p, struct node *n)
 	lock_drop(&n->lock);
 }
 
-/* The dirty nodes below a directory, referenced; *ret malloc'ed. */
+/* Of a file with several links not all names are known: only those that somebody came by. */
+static bool may_be_below(struct pool *p, struct scratch *s, struct node *dir)
+{
+	return atomic_load(&s->links) != 1 || node_is_below(p->tree, s->node, dir);
+}
+
+/* The dirty nodes below a directory, and those that may be, referenced; *ret malloc'ed. */
 static size_t dirty_below(struct pool *p, struct node *dir, struct node ***ret)
 {
 	struct scratch *s;
@@ -276,7 +282,7 @@ static size_t dirty_below(struct pool *p, struct node *dir, struct node ***ret)
 	{
 		if (!s->is_dirty || !s->node || s->busy || n >= p->dirty_count)
 			continue;
-		if (dir && !node_is_below(p->tree, s->node, dir))
+		if (dir && !may_be_below(p, s, dir))
 			continue;
 		node_ref(p->tree, s->node);
 		(*ret)[n++] = s->node;

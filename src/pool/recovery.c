@@ -442,6 +442,7 @@ static errint_t take(struct pool *p, struct scratch *s, const struct found *f)
 		r = scratch_set_aside(p, s, TAIL_WHY);
 		lock_drop(&n->lock);
 		rwlock_drop(&p->tree->ns);
+	atomic_store(&s->links, f->where == FOREIGN ? 0 : f->st.st_nlink);
 		node_unref(p->tree, n);
 		return r;
 	}

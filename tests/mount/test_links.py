@@ -149,6 +149,27 @@ def test_append_to_a_cold_file_with_two_names(box, mode, grow):
     assert c.stored("b") == want == c.read("a")
 
 
+
+def test_flush_of_a_directory_that_holds_another_name(box):
+    """Written under a name elsewhere, or one that is gone by now, while nobody has come by the name
+    in the directory that is flushed: it is in the store all the same (promise 11)."""
+    c = box.cellar(writeback_delay="1h", sync_interval="1h").start()
+    old, new = text(6 * KIB, 1), text(6 * KIB, 2)
+    for name in ("outside", "gone"):
+        c.write(f"{name}/f", old)
+        os.makedirs(c.path("d"), exist_ok=True)
+        os.link(c.path(f"{name}/f"), c.path(f"d/{name}"))
+    c.flush()
+    c.stop()
+    c.start()  # which knows of no name yet
+    for name in ("outside", "gone"):
+        with open(c.path(f"{name}/f"), "r+b") as f:
+            f.write(new)
+    os.unlink(c.path("gone/f"))
+    c.flush(c.path("d"))
+    assert c.stored("d/outside") == new
+    assert c.stored("d/gone") == new
+
 # ---- exchange ----
 
 
