@@ -108,7 +108,7 @@ errint_t pool_set_times(struct node *n, const struct timespec ts[2])
 			ns = atomic_load(&s->last_write_ns);
 			s->record.ctime =
 			    (struct timespec){ns / 1000000000, ns % 1000000000};
-			r = record_write(fd, &s->record);
+			r = scratch_record(s->pool, s);
 		}
 	}
 	if (fd != s->fd)

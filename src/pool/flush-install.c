@@ -404,6 +404,7 @@ static errint_t install_copy_over(struct pool *p, struct job *j)
 	fd = job_open_writable(fd_path(j->target_fd).s, &j->target_st);
 	if (fd < 0)
 		return set_cause_errno(&j->cause, fd, "cannot write its object");
+	j->tried = true;
 	r = store_copy_over(p->store, j->tmp.s, fd, &j->n->ident, hint, ts, &j->cause);
 	if (r == 0) {
 		j->tmp.s[0] = '\0';
@@ -459,13 +460,17 @@ static errint_t install_replace(struct pool *p, struct job *j)
 	resolve_attr(j->at.parent, &before, &shown);
 	if (j->conflict)
 		r = keep_foreign(p, j);
-	if (r == 0)
+	if (r == 0) {
+		j->tried = true;
 		r = store_replace(p->store, j->tmp.s, j->at.dirfd, j->install_name.s);
+	}
 	if (r < 0)
 		return set_cause_errno(&j->cause, r,
 		                       "cannot put the new object in its place");
 	j->tmp.s[0] = '\0';
 	j->installed = true;
+	if (j->s)
+		scratch_keep_base(j->s); /* (F9) */
 	job_adopt_object(p, j, j->out_fd);
 	if (renamed_plain)
 		drop_plain_name(p, j);

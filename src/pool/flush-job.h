@@ -26,9 +26,11 @@ struct job {
 	bool plain;     /* stored as it is: see job_find_target() */
 	bool copy_over; /* into the existing inode instead of a rename */
 	bool conflict;  /* what is at the name is somebody else's */
+	bool tried;     /* to install it: whatever an error says, it may be in the store */
 	bool installed;
-	int in_fd, out_fd; /* scratch, tmp file */
-	int target_fd;     /* the object at the name, read only; <= 0: there is none */
+	bool was_replacing; /* RECORD_REPLACING was set before */
+	int in_fd, out_fd;  /* scratch, tmp file */
+	int target_fd;      /* the object at the name, read only; <= 0: there is none */
 	struct stat target_st;
 	struct place at; /* where the object goes */
 	bool have_place;

@@ -201,8 +201,8 @@ static bool may_append(const struct job *j)
 
 	/* With the gate held the node's lock cannot be taken (lock.h); and what is written all the
 	 * time is no append. */
-	if (!j->has_base || j->no_append || j->hold_writers)
-		return false;
+	if (!j->has_base || j->no_append || j->hold_writers || j->s->base_pending)
+		return false; /* base_pending: no record names what would be appended to */
 	/* Writing clears these, and another's file keeps no mtime that we set. */
 	if ((st->st_mode & (S_ISUID | S_ISGID)) ||
 	    sys_fgetxattr(j->target_fd, "security.capability", NULL, 0) > 0)

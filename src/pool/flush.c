@@ -38,6 +38,10 @@
  *  (F7) The attributes of the new object are those of the old one at the rename: copied
  *       before, and copied again under the locks if the object's ctime moved since; the
  *       logical ctime is then that of the change.
+ *  (F9) Until that directory is synced, every record that is written names the base that was there
+ *       before (scratch_keep_base): a record may reach the disk long before the new name does, and
+ *       the old object must be known as ours then, also where nothing in it says so. The new one
+ *       is known by (F5).
  *  (F8) Once the new object has its name, node and record (in memory) know it, whatever fails: what
  *       can fail of finding out its identity and stamp comes before. Otherwise the next try
  *       would take our own object for a foreign one.
@@ -270,9 +274,10 @@ static bool job_prepare(struct pool *p, struct job *j)
 	j->unchanged = j->closed && j->gen == atomic_load(&s->flushed_gen) &&
 	               !(s->record.flags & RECORD_NEW) &&
 	               !ident_is_none(&s->record.base.ident);
-	if (!j->unchanged)
-		s->record.flags |=
-		    RECORD_REPLACING; /* (F5): a sync may write the record now */
+	/* (F5): a sync may write the record now; and what is unchanged is made all the same where
+	 * its object was changed behind us. */
+	j->was_replacing = s->record.flags & RECORD_REPLACING;
+	s->record.flags |= RECORD_REPLACING;
 	j->prepared = s->flushing = true;
 	scratch_mirror(p, s);
 	go = true;
@@ -630,8 +635,10 @@ static void job_finish(struct pool *p, struct job *j)
 
 	lock_take(&j->n->lock);
 	s->flushing = false;
-	if (j->error == 0 || !j->installed)
+	if (j->error == 0 || (!j->tried && !j->was_replacing))
 		s->record.flags &= ~RECORD_REPLACING;
+	if (j->error == 0)
+		s->base_pending = false; /* (F9) */
 	if (j->error == 0 && s->writers == 0)
 		closed = content_closed(p, s);
 	if (closed && !j->closed) {
@@ -724,23 +731,35 @@ void job_clear(struct pool *p, struct job *j)
 	node_unref(p->tree, j->n);
 }
 
+/* Whether the directory took a new object, now or in a try whose sync failed. */
+static bool needs_dir_sync(const struct job *j)
+{
+	return j->installed || (j->prepared && j->error == 0 && j->s->base_pending);
+}
+
 /* One fsync for each directory that took a new object. */
 static void sync_batch_dirs(struct pool *p, struct job *jobs, size_t n)
 {
+	bool needs[BATCH_MAX];
+
 	for (size_t i = 0; i < n; i++) {
 		bool done = false;
 		errint_t r;
 
-		if (!jobs[i].installed || is_broken(BREAK_FLUSH_DIR))
+		needs[i] = needs_dir_sync(&jobs[i]);
+		if (!needs[i] || is_broken(BREAK_FLUSH_DIR))
 			continue;
-		for (size_t k = 0; k < i && !done; k++) {
-			done = jobs[k].installed && jobs[k].at.parent == jobs[i].at.parent;
+		for (size_t k = 0; k < i && !done && jobs[i].have_place; k++) {
+			done = needs[k] && jobs[k].have_place &&
+			       jobs[k].at.parent == jobs[i].at.parent;
 			if (done && jobs[k].error < 0)
 				jobs[i].error = jobs[k].error;
 		}
 		if (done)
 			continue;
-		r = sync_directories(p, jobs[i].at.parent, jobs[i].at.dirfd);
+		r = jobs[i].have_place
+		        ? sync_directories(p, jobs[i].at.parent, jobs[i].at.dirfd)
+		        : pool_sync_store(p);
 		if (r < 0) {
 			jobs[i].error =
 			    set_cause_errno(&jobs[i].cause, r, "cannot sync the directory");

@@ -46,8 +46,11 @@ struct scratch {
 	struct node *node; /* set once, by attaching */
 
 	/* under node->lock (fd also read by whoever has the node open) */
-	struct record record; /* as last written */
-	int fd;               /* O_RDWR while fd_users > 0, else -1 */
+	struct record record;  /* as last written, but for the two below */
+	bool base_pending;     /* record.base may not have its name durably: (F9) */
+	struct stamp old_base; /* base_pending: what the records say instead */
+	uint32_t old_flags;    /* and these of RECORD_NEW and RECORD_APPEND with it */
+	int fd;                /* O_RDWR while fd_users > 0, else -1 */
 	uint32_t opens, writers;
 	uint32_t fd_users; /* of opens: (V2), serve.c */
 	uint32_t served;   /* of opens: handles that the kernel knows */
@@ -92,11 +95,11 @@ struct scratch {
 	uint64_t seen_size;
 	struct timespec seen_mtime;
 
+	_Atomic uint64_t links; /* of the object when it was last looked at; 0: not known */
 	_Atomic bool whole;     /* hydration == NULL, readable without the lock */
 	_Atomic uint64_t gen;   /* see (G1) */
 	struct changes changes; /* since the object was equal; noted inside the gate */
 	_Atomic uint64_t flushed_gen;                  /* what the object says */
-	_Atomic uint64_t links; /* of the object when it was last looked at; 0: not known */
 	_Atomic uint64_t synced_gen;                   /* what fdatasync has covered */
 	_Atomic uint64_t dirty_since_ms, last_sync_ms; /* monotonic */
 	_Atomic uint64_t unsampled; /* bytes written since st_blocks was looked at */
@@ -161,13 +164,13 @@ struct pool {
 	_Atomic bool no_clones; /* its filesystem cannot share blocks of files */
 	bool stores_seen;       /* a store through a mapping moves mtime */
 
+	_Atomic bool
+	    left_unknown; /* names may have gone, not durably, before this start (E3) */
 	_Atomic bool stopping;
 	_Atomic bool no_space; /* the pool's disk is past the stop mark */
 	_Atomic bool full; /* closed scratch alone is well above the limit, or no_space */
 	_Atomic uint64_t open_files;
 	_Atomic bool open_limit_logged;
-	_Atomic bool
-	    left_unknown; /* names may have gone, not durably, before this start (E3) */
 
 	struct lock lock;    /* LOCK_POOL */
 	pthread_cond_t work; /* flushers: the queue changed */
@@ -219,8 +222,12 @@ int scratch_open_fd(struct pool *p, struct scratch *s, int flags);
 /* The first record and hint of a new scratch file. The record comes last: where the rest fails
  * and the file cannot even be deleted, recovery finds an empty file without a record. */
 errint_t scratch_first_record(struct pool *p, struct scratch *s, const char *hint);
-/* Writes s->record with the present boot id; node->lock held. */
+/* Writes s->record with the present boot id; while base_pending, with the old base. node->lock
+ * held. */
 errint_t scratch_record(struct pool *p, struct scratch *s);
+/* s->record.base is about to be an object that has its name in the page cache only: until
+ * base_pending is lowered again records say the base that is durable. node->lock held. */
+void scratch_keep_base(struct scratch *s);
 /* Writes the path hint anew from the node's names. A failure costs a search after a crash, no
  * more. node->lock held. */
 void scratch_write_hint(struct pool *p, struct scratch *s);
@@ -279,6 +286,8 @@ void scratch_closed(struct pool *p, struct scratch *s);
 /* fsync of the directory dirfd of node dir, and of those above it as far as their names may not be
  * durable yet. */
 errint_t sync_directories(struct pool *p, struct node *dir, int dirfd);
+/* What was removed from a directory is durably gone, also where it was removed itself. */
+errint_t sync_left_directory(struct pool *p, struct node *dir);
 /* The name of a directory changed: it is not known to be durable any more. */
 void sync_forget_dir(struct pool *p, uint64_t ino);
 void sync_house(struct pool *p);
@@ -290,8 +299,6 @@ errint_t sync_shard(struct pool *p, uint64_t ino);
 errint_t sync_scratch_name(struct pool *p, struct scratch *s);
 void sync_clear(struct pool *p);
 
-/* What was removed from a directory is durably gone, also where it was removed itself. */
-errint_t sync_left_directory(struct pool *p, struct node *dir);
 /* flush.c */
 void flush_queue(struct pool *p, struct scratch *s, uint64_t delay_ms, bool urgent);
 void flush_unqueue(struct pool *p,

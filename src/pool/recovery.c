@@ -397,6 +397,17 @@ static void make_waiting(struct pool *p, struct scratch *s)
 	scratch_mirror(p, s);
 }
 
+/* What was met is its base from here on. Where nothing was rebooted since, the new object of a
+ * flush that was stopped may be in the page cache only (F9). */
+static void take_base(struct pool *p, struct scratch *s, const struct found *f)
+{
+	if (f->where == NEWER && is_intact(p, &s->record))
+		scratch_keep_base(s);
+	s->record.base = f->stamp;
+	if (f->object.kind != OBJECT_EMPTY)
+		s->record.flags &= ~RECORD_NEW;
+}
+
 /* Registered, attached, queued. f->where says how the object was met. */
 static errint_t take(struct pool *p, struct scratch *s, const struct found *f)
 {
@@ -412,11 +423,8 @@ static errint_t take(struct pool *p, struct scratch *s, const struct found *f)
 		count_one(COUNTER_CONFLICTS);
 		return scratch_set_aside(p, s, TAIL_WHY);
 	}
-	if (f->where != FOREIGN) {
-		s->record.base = f->stamp;
-		if (f->object.kind != OBJECT_EMPTY)
-			s->record.flags &= ~RECORD_NEW;
-	}
+	if (f->where != FOREIGN)
+		take_base(p, s, f);
 	s->record.flags &= ~(RECORD_DOOMED | RECORD_APPEND);
 	r = find_node(p, s, f, &n);
 	if (r < 0) {
@@ -434,6 +442,7 @@ static errint_t take(struct pool *p, struct scratch *s, const struct found *f)
 	s->mode = f->st.st_mode & 07777;
 	s->uid = f->st.st_uid;
 	s->gid = f->st.st_gid;
+	atomic_store(&s->links, f->where == FOREIGN ? 0 : f->st.st_nlink);
 	scratch_attach(p, s, n);
 	scratch_register(p, s);
 	fill_times(p, s);
@@ -442,7 +451,6 @@ static errint_t take(struct pool *p, struct scratch *s, const struct found *f)
 		r = scratch_set_aside(p, s, TAIL_WHY);
 		lock_drop(&n->lock);
 		rwlock_drop(&p->tree->ns);
-	atomic_store(&s->links, f->where == FOREIGN ? 0 : f->st.st_nlink);
 		node_unref(p->tree, n);
 		return r;
 	}
@@ -585,7 +593,6 @@ static errint_t claim_synced(struct pool *p, struct scratch *s)
 		return -EIO;
 	s->record.sync_seq = ++s->record.seq;
 	s->record.sync_size = s->size;
-	s->claimed_seq = s->record.sync_seq;
 	return 0;
 }
 
@@ -832,10 +839,8 @@ bool recovery_settles(struct pool *p, struct scratch *s, struct node *n)
 		return true; /* its flush finds out what that is */
 	if (!uuid_equal(&s->record.boot, &p->boot) && is_superseded(p, &s->record, &f))
 		return false;
-	s->record.base = f.stamp;
+	take_base(p, s, &f);
 	s->record.flags &= ~(RECORD_DOOMED | RECORD_APPEND);
-	if (f.object.kind != OBJECT_EMPTY)
-		s->record.flags &= ~RECORD_NEW;
 	return true;
 }
 
@@ -886,10 +891,10 @@ errint_t pool_recover(struct pool *p, char **cause)
 	if (rc.taken > 0)
 		log_info("recovered %llu dirty files of an earlier run",
 		         (unsigned long long)rc.taken);
+	atomic_store(&p->left_unknown, !p->place.clean && !p->place.created);
 	step("recovery.unmarked");
 	p->recovered = true;
 	p->tree->on_new = recovery_met;
 	p->tree->on_new_ctx = p;
 	return 0;
 }
-	atomic_store(&p->left_unknown, !p->place.clean && !p->place.created);

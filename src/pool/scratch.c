@@ -196,23 +196,39 @@ static void put_row(struct pool *p, struct scratch *s)
 
 errint_t scratch_record(struct pool *p, struct scratch *s)
 {
+	struct record out;
 	int fd = s->fd;
 	errint_t r;
 
 	if (s->node)
 		lock_assert_held(&s->node->lock);
 	s->record.boot = p->boot;
+	out = s->record;
+	if (s->base_pending) {
+		out.base = s->old_base;
+		out.flags |= s->old_flags | RECORD_REPLACING;
+	}
 	if (fd < 0) {
 		fd = scratch_open_fd(p, s, O_RDONLY);
 		if (fd < 0)
 			return fd;
 	}
-	r = record_write(fd, &s->record);
+	s->claimed_seq = MAX_OF(s->claimed_seq, out.sync_seq);
+	r = record_write(fd, &out);
 	if (fd != s->fd)
 		(void)sys_close(fd);
 	if (r == 0)
 		put_row(p, s); /* (S4) */
 	return r;
+}
+
+void scratch_keep_base(struct scratch *s)
+{
+	if (s->base_pending)
+		return; /* that one is the durable one still */
+	s->base_pending = true;
+	s->old_base = s->record.base;
+	s->old_flags = s->record.flags & (RECORD_NEW | RECORD_APPEND);
 }
 
 errint_t scratch_first_record(struct pool *p, struct scratch *s, const char *hint)

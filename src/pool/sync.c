@@ -315,7 +315,6 @@ static errint_t sync_advance(struct pool *p, struct sync_state *y, bool *ret_wro
 	}
 	s->record.sync_seq = MAX_OF(s->record.sync_seq, y->seq);
 	s->record.sync_size = y->size;
-	s->claimed_seq = s->record.sync_seq;
 	r = scratch_record(p, s);
 	if (r < 0)
 		s->record = before;
