@@ -310,6 +310,7 @@ errint_t pool_compact(struct pool *p, struct node *n, const struct pool_compacti
                       struct pool_compacted *ret, char **cause)
 {
 	struct compaction c = {.p = p, .wanted = wanted, .job = {.n = n}};
+	const char *doing = "cannot look at its object";
 	errint_t r;
 
 	INVARIANT(wanted->threads > 0);
@@ -319,16 +320,21 @@ errint_t pool_compact(struct pool *p, struct node *n, const struct pool_compacti
 	node_ref(p->tree, n); /* job_clear() gives it back */
 	r = compact_look(&c);
 	c.done.stored_after = c.done.stored_before;
-	if (r == 0 && c.worth)
+	if (r == 0 && c.worth) {
+		doing = "cannot make its new object";
 		r = compact_encode(&c);
-	if (r == 0 && c.worth)
+	}
+	if (r == 0 && c.worth) {
+		doing = "cannot put its new object in place";
 		r = compact_commit(&c);
+	}
 	c.done.logical_bytes = c.logical_size;
 	if (c.have_object)
 		object_close(&c.object);
 	*ret = c.done;
-	if (r < 0 && c.job.cause)
-		(void)set_cause(cause, r, "%s", c.job.cause);
+	if (r < 0)
+		(void)(c.job.cause ? set_cause(cause, r, "%s", c.job.cause)
+		                   : set_cause_errno(cause, r, "%s", doing));
 	job_clear(p, &c.job);
 	return r;
 }

@@ -24,7 +24,7 @@ struct pool_compacted {
  * 0; -EBUSY the file is warm, open or dirty; -EAGAIN it was changed meanwhile; -EINVAL no
  * regular file; -ENOENT it has no name any more; -EINTR stopped; -EUCLEAN the object is damaged;
  * -ENOSPC; others of reading and writing. On any error the object is as it was, and the cause
- * (if set) names what failed. Takes a while and both cores' worth of memory: threads *
+ * names what failed. Takes a while and both cores' worth of memory: threads *
  * (2 * frame_size + one context of the level). The plain bytes of an object lie in an unnamed
  * file on the pool's disk meanwhile. [waits] No lock held. */
 errint_t pool_compact(struct pool *p, struct node *n, const struct pool_compaction *c,

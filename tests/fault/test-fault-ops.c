@@ -18,6 +18,8 @@
  */
 #include "world.h"
 
+#include "pool/compact.h"
+
 #include <sys/mman.h>
 #include <sys/xattr.h>
 #include <time.h>
@@ -264,6 +266,43 @@ static void prepare_many(struct world *w)
 }
 
 /* Two names of one object: it is copied over. */
+/* A file that only grew, large enough that its flush appends to the object. cold: a tail. */
+static void grow(struct world *w, bool cold)
+{
+	const size_t more = 30000;
+	struct file *f = world_make(w, "grown", LARGE);
+	struct content c = f->may[0];
+	struct node *n;
+	errint_t r = 0;
+	char *data;
+
+	w->pool->append_min = 1;
+	w->pool->eager_size = cold ? FRAME : w->pool->eager_size;
+	if (cold)
+		world_cool(w, f);
+	else
+		world_flush(w);
+	c.len += more;
+	data = content_make(&c);
+	NEED(world_lookup(w, f->name, &n) == 0);
+	NEED(pool_open_file(w->pool, n, POOL_WRITE) == 0);
+	NEED(world_pwrite(w, n, data + LARGE, more, LARGE, &r) == more && r == 0);
+	pool_close_file(w->pool, n, POOL_WRITE);
+	node_unref(w->tree, n);
+	free(data);
+	file_is(f, c);
+}
+
+static void prepare_grown(struct world *w)
+{
+	grow(w, false);
+}
+
+static void prepare_tail(struct world *w)
+{
+	grow(w, true);
+}
+
 static void prepare_linked(struct world *w)
 {
 	struct file *f = world_make(w, "linked", 50000), *g;
@@ -328,6 +367,41 @@ static errint_t act_evict(struct world *w)
 	r = pool_evict(w->pool, n);
 	node_unref(w->tree, n);
 	evict_house(w->pool);
+	return r;
+}
+
+/* A flush that without a fault appends: the object stays the inode that it was. */
+static errint_t act_append(struct world *w)
+{
+	const char *object = w->files[0].object;
+	struct stat before, after;
+	errint_t r;
+
+	NEED(fstatat(w->store->root_fd, object, &before, 0) == 0);
+	r = act_flush(w);
+	NEED(fstatat(w->store->root_fd, object, &after, 0) == 0);
+	NEED(fault_fired() ||
+	     (after.st_ino == before.st_ino && after.st_size > before.st_size));
+	return r;
+}
+
+/* What a compaction cannot do it leaves alone, and says why. */
+static errint_t act_compact(struct world *w)
+{
+	struct pool_compaction how = {.level = 9, .frame_size = 1 << 20, .threads = 1};
+	struct pool_compacted done;
+	char *cause = NULL;
+	struct node *n;
+	errint_t r = world_lookup(w, w->files[0].name, &n);
+
+	if (r < 0)
+		return r;
+	r = pool_compact(w->pool, n, &how, &done, &cause);
+	node_unref(w->tree, n);
+	NEED(fault_fired() || done.replaced);
+	if (r < 0 && !cause)
+		violation(w, "compaction failed with %s and no cause", strerror(-r));
+	free(cause);
 	return r;
 }
 
@@ -543,6 +617,9 @@ static const struct operation operations[] = {
 	{.name = "flush-replace", .prepare = prepare_dirty, .act = act_flush},
 	{.name = "flush-large", .prepare = prepare_large, .act = act_flush, .share = 2},
 	{.name = "flush-many", .prepare = prepare_many, .act = act_flush, .share = 2},
+	{.name = "append", .prepare = prepare_grown, .act = act_append},
+	{.name = "append-tail", .prepare = prepare_tail, .act = act_append, .share = 2},
+	{.name = "compact", .prepare = prepare_cold, .act = act_compact},
 	{.name = "flush-linked", .prepare = prepare_linked, .act = act_flush, .after = after_linked},
 	{.name = "flush-plain", .prepare = prepare_plain, .act = act_flush},
 	{.name = "evict", .prepare = prepare_clean, .act = act_evict},
