@@ -12,7 +12,7 @@ import shutil
 import struct
 import subprocess
 
-from harness import detach, run
+from harness import detach, mkfs, run
 
 FICLONE = 0x40049409
 SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32): ext4 and xfs
@@ -61,13 +61,13 @@ class Rig:
         host_image = os.path.join(box.path, "host.img")
         with open(host_image, "wb") as f:
             f.truncate(24 << 30)
-        run(*MKFS[host], host_image)
+        mkfs(*MKFS[host], host_image)
         mount_image(host_image, self.host)
         box.cleanups.append(self.close)
         for name in self.names:
             with open(self.image(name), "wb") as f:
                 f.truncate(SIZES[fs] << 20)
-            run(*MKFS[fs], self.image(name))
+            mkfs(*MKFS[fs], self.image(name))
         self.mount()
 
     def image(self, name, tag="live"):

@@ -13,7 +13,7 @@ import struct
 
 import pytest
 
-from harness import KIB, MIB, detach, errno_of, noise, run, wait_for
+from harness import KIB, MIB, detach, errno_of, mkfs, noise, run, wait_for
 
 pytestmark = pytest.mark.root
 
@@ -31,7 +31,7 @@ class Disk:
         self.path = box.dir(name)
         with open(self.image, "wb") as f:
             f.truncate(size)
-        run(f"mkfs.{kind}", "-q", *options, self.image)
+        mkfs(f"mkfs.{kind}", "-q", *options, self.image)
         box.cleanups.append(self.umount)
         self.mount()
 
