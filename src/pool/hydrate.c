@@ -627,7 +627,10 @@ static void say_failed(struct pool *p, struct hydration *h, size_t unit, errint_
 	if (r == -EUCLEAN && !damage_note(p, h->node, range, cause))
 		return;
 	path = node_path(p->tree, h->node);
-	if (range.len > 0)
+	if (r == -ENOSPC || r == -EDQUOT)
+		log_warn("there is no room in the pool to decompress \"%s\": %s", path,
+		         cause);
+	else if (range.len > 0)
 		log_err("cannot decode bytes %ju-%ju of \"%s\": %s; reading them answers "
 		        "an error",
 		        (uintmax_t)range.off, (uintmax_t)(range.off + range.len - 1), path,
@@ -850,10 +853,13 @@ bool hydrate_first(struct pool *p, const struct scratch *s, bool write)
 errint_t hydrate_for_open(struct pool *p, struct scratch *s, bool write)
 {
 	bool all = write;
+	errint_t r;
 
 	lock_take(&s->node->lock);
 	if (s->hydration && s->hydration->object.logical_size == OBJECT_SIZE_UNKNOWN)
 		all = true;
 	lock_drop(&s->node->lock);
-	return fill(p, s, 0, UINT64_MAX, all ? 0 : CLAIM_SKIP_BAD);
+	r = fill(p, s, 0, UINT64_MAX, all ? 0 : CLAIM_SKIP_BAD);
+	/* The pool came to be full meanwhile: it is read through memory, as where that was known. */
+	return !all && (r == -ENOSPC || r == -EDQUOT) ? 0 : r;
 }

@@ -125,7 +125,8 @@ errint_t hydrate_range(struct pool *p, struct scratch *s, uint64_t off, uint64_t
  * does not tell its size. node->lock held. */
 bool hydrate_first(struct pool *p, const struct scratch *s, bool write);
 /* Does it: on 0 everything is there; unless the file will be written to, damaged units are left
- * out, and reading them answers the error. Otherwise as hydrate_range(). */
+ * out, and reading them answers the error, and so is what finds no room in the pool: it is read
+ * through memory. Otherwise as hydrate_range(). */
 errint_t hydrate_for_open(struct pool *p, struct scratch *s, bool write);
 
 /* node->lock held: what was found damaged is tried again; the last handle went. */

@@ -87,7 +87,7 @@ def test_again_is_nothing(c):
     c.make_cold("f", "noise", "empty")
     assert figures(c.ctl("compact", c.mnt).out) == [1, 2, 0]
     inodes = [os.stat(c.object_path(n)).st_ino for n in ("f", "noise", "empty")]
-    assert figures(c.ctl("compact").out) == [0, 3, 0]
+    assert figures(c.ctl("compact", c.mnt).out) == [0, 3, 0]
     assert [os.stat(c.object_path(n)).st_ino for n in ("f", "noise", "empty")] == inodes
 
 

@@ -413,3 +413,19 @@ def test_control_reaches_the_daemon(box, control):
     assert run("true").returncode == 0
     calls, fired, _ = control.disarm()
     assert fired <= 1 and calls >= fired
+
+
+def test_no_room_to_decompress(box, control):
+    """(H6) Small files are decompressed at open; where the pool's disk says only then that it is full, what
+    was asked for is read all the same, and kept once there is room."""
+    c = box.cellar(writeback_delay="1h")
+    c.expect("no room in the pool")
+    c.start(control.env)
+    data = text(300_000, 1)
+    c.write("f", data)
+    c.make_cold("f")
+    control.arm("pwrite:1:ENOSPC:always")
+    assert c.read("f") == data
+    assert control.disarm()[1] > 0
+    c.make_cold("f")
+    assert c.read("f") == data
