@@ -253,7 +253,8 @@ class Episode:
         }
         self.c = rig.cellar(**{**options, **opts})
         self.c.expect(r".")  # its disks are going to fail; what counts is what is read later
-        self.c.start({**a_boot(), **(env or {})})
+        self.env = {**a_boot(), **(env or {})}
+        self.c.start(self.env)
         self.tops = [f"w{i}" for i in range(writers)]
         self.journals = {}
         self.pids = []
@@ -277,15 +278,35 @@ class Episode:
         return {t: os.path.getsize(p) if os.path.exists(p) else 0 for t, p in self.journals.items()}
 
     def snapshot(self, tag):
-        """Both disks at one instant, as the daemon sees it: it stands still. What its calls
-        do in the kernel goes on, and nobody is told."""
+        """Both disks at one instant, as the daemon sees it: it stands still, and so do the writers
+        once they are out of the kernel, which serves them without the daemon where it
+        can. What their calls do in the kernel goes on, and nobody is told."""
+        for pid in self.pids:
+            os.kill(pid, signal.SIGSTOP)
         stop_process(self.c.pid)
         try:
             where = self.position()
             self.rig.snapshot(tag)
         finally:
-            os.kill(self.c.pid, signal.SIGCONT)
+            for pid in (self.c.pid, *self.pids):
+                os.kill(pid, signal.SIGCONT)
         self.cuts.append((tag, where))
+
+    def writers_end(self):
+        for pid in self.pids:
+            status = reap(pid)
+            assert status == 0, f"a writer ended with {status}: it read what it had not written"
+        self.pids = []
+
+    def kill(self):
+        """kill -9 of the daemon. The next one of the same boot believes what is in memory, of
+        which a cut leaves less."""
+        with open(self.over, "w", encoding="ascii"):
+            pass
+        self.c.kill9()
+        self.writers_end()
+        run("umount", "-l", self.c.mnt, check=False)
+        self.c.start(self.env)
 
     def end(self, shut_down=False, pause=0.0):
         """The power goes, of one disk after the other, and everything with it."""
@@ -302,9 +323,7 @@ class Episode:
         self.disturber.stop()
         kill_quietly(self.c.pid)
         self.c.proc.wait(30)
-        for pid in self.pids:
-            status = reap(pid)
-            assert status == 0, f"a writer ended with {status}: it read what it had not written"
+        self.writers_end()
         self.rig.box.cellars.remove(self.c)
         run("umount", "-l", self.c.mnt, check=False)
         self.rig.umount()
