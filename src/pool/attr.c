@@ -116,6 +116,23 @@ errint_t pool_set_times(struct node *n, const struct timespec ts[2])
 	return r;
 }
 
+void scratch_correct_info(struct pool *p, struct node *n, const struct stamp *now,
+                          const struct object *object)
+{
+	struct catalog_file *info = &n->info;
+
+	lock_assert_held(&n->lock);
+	if (!n->info_valid || !ident_equal(&info->ident, &now->ident) ||
+	    info->stored_size != now->stored_size ||
+	    (info->trailer_hash[0] == now->trailer_hash[0] &&
+	     info->trailer_hash[1] == now->trailer_hash[1]))
+		return;
+	memcpy(info->trailer_hash, now->trailer_hash, sizeof(info->trailer_hash));
+	info->logical_size = object->logical_size;
+	info->seq = object->has_cellar_frame ? object->cellar.seq : 0;
+	catalog_file_put(p->catalog, info);
+}
+
 void pool_meta_changed(struct node *n)
 {
 	struct scratch *s = n->scratch;

@@ -75,20 +75,6 @@ static void remember_owner(struct scratch *s, const struct stat *st)
 	atomic_store(&s->links, st->st_nlink);
 }
 
-/* What was known of the object matched by size and mtime, and it is another all the same: it
- * was damaged. A flush must not take that for a change by somebody else. node->lock held. */
-static void correct_info(struct pool *p, struct node *n, const struct stamp *now)
-{
-	uint64_t *known = n->info.trailer_hash;
-
-	if (!n->info_valid || !ident_equal(&n->info.ident, &now->ident) ||
-	    n->info.stored_size != now->stored_size ||
-	    (known[0] == now->trailer_hash[0] && known[1] == now->trailer_hash[1]))
-		return;
-	memcpy(known, now->trailer_hash, sizeof(n->info.trailer_hash));
-	catalog_file_put(p->catalog, &n->info);
-}
-
 /* A new file that a power cut left without scratch: as it was made, and soon a valid object. */
 static void start_empty(struct pool *p, struct scratch *s, const struct stat *st)
 {
@@ -149,7 +135,7 @@ static errint_t start_cold(struct pool *p, struct node *n, unsigned flags,
 	if (r == 0 && !ident_equal(&s->record.base.ident, &n->ident))
 		r = -ESTALE;
 	if (r == 0)
-		correct_info(p, n, &s->record.base);
+		scratch_correct_info(p, n, &s->record.base, &object);
 	if (r == 0)
 		r = s->fd = scratch_create_file(p, n->ino);
 	if (r >= 0) {

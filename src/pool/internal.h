@@ -252,6 +252,13 @@ errint_t scratch_set_aside(struct pool *p, struct scratch *s, const char *why);
 /* A scratch of an earlier run, still known by its number only, becomes n's. node->lock held. */
 void scratch_adopt_earlier(struct pool *p, struct node *n);
 
+/* attr.c */
+/* What is known of n's object matched by inode, size and mtime, and it is another all the same: it was
+ * damaged, or a power cut left an older row of one that was copied over. A flush must not take
+ * that for a change by somebody else. node->lock held. */
+void scratch_correct_info(struct pool *p, struct node *n, const struct stamp *now,
+                          const struct object *object);
+
 /* tail.c */
 #define TAIL_WHY                                                                           \
 	"its object was changed behind cellar, and what was appended to it is no file by " \

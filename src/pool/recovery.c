@@ -22,16 +22,14 @@
  *             pool is (a rename of ours)
  *
  * A record that is doomed said so before the last link went (pool_dooming): where its object is still
- * there, the unlink did not happen; where it is not, the scratch goes with it.
- *
- * A doomed one whose object is not at the hint after a reboot waits too: the unlink, and a rename
- * before it, may not have become durable.
+ * there, the unlink did not happen; where it is not, the scratch goes with it. After a reboot it waits
+ * too where its object is not at the hint: the unlink, and a rename before it, may not have become
+ * durable.
  *
  * Trust rule: only if sync_seq > 0 and the object is of no later flush, and cut to sync_size before the record gets the new boot
  * id; otherwise the object is the truth and the scratch goes to lost+found. (A new file whose
  * object is still the 0-byte place-holder becomes an empty file.) A pool that was synced and marked
  * at its end counts as the same boot: what was left dirty in it is whole.
- *
  * Waiting: a look-up that meets the object's identity takes the scratch over (recovery_met); a walk
  * behind the mount meets every file; only a finished walk may say that an object is gone.
  *
@@ -433,6 +431,8 @@ static errint_t take(struct pool *p, struct scratch *s, const struct found *f)
 	}
 	rwlock_rd(&p->tree->ns);
 	lock_take(&n->lock);
+	if (f->where != FOREIGN)
+		scratch_correct_info(p, n, &f->stamp, &f->object);
 	if (n->scratch) {
 		lock_drop(&n->lock);
 		rwlock_drop(&p->tree->ns);
@@ -723,10 +723,8 @@ static errint_t keep_clean(struct recovery *rc, struct scratch *s)
 {
 	struct pool *p = rc->p;
 	struct catalog_scratch row;
-	bool intact = is_intact(p, &s->record);
+	bool intact = is_intact(p, &s->record) || is_broken(BREAK_KEEP_CLEAN);
 
-	if (is_broken(BREAK_KEEP_CLEAN))
-		intact = true;
 	if (!intact || (s->record.flags & RECORD_PARTIAL)) /* (R3) */
 		return delete_scratch(rc, s);
 	if (catalog_scratch_get(p->catalog, s->ino, &row)) {
@@ -840,6 +838,7 @@ bool recovery_settles(struct pool *p, struct scratch *s, struct node *n)
 	if (!uuid_equal(&s->record.boot, &p->boot) && is_superseded(p, &s->record, &f))
 		return false;
 	take_base(p, s, &f);
+	scratch_correct_info(p, n, &f.stamp, &f.object);
 	s->record.flags &= ~(RECORD_DOOMED | RECORD_APPEND);
 	return true;
 }
