@@ -3,6 +3,7 @@ mount, when it begins and when it returned. Cut anywhere, the journal says what 
 and what was under way."""
 
 import json
+import mmap
 import os
 import random
 import stat
@@ -110,6 +111,17 @@ class Writer:
             if sync:
                 os.close(fd)
 
+    def map_write(self, name, off, size, seed):
+        """Through a mapping, and handed on; what that makes durable depends on who serves it."""
+        data = payload(size, seed)
+        with mmap.mmap(self.fd(name), off + size) as m:
+
+            def call():
+                m[off : off + size] = data
+                m.flush()
+
+            self.do(call, op="write", name=name, off=off, size=size, seed=seed, sync=False)
+
     def append(self, name, size, seed, sync=False):
         self.write(name, len(self.model.file(name).content), size, seed, sync)
 
@@ -161,6 +173,11 @@ class Writer:
         self.close(name)
         run(CELLARCTL, "evict", self.path(name), check=False, env=environment())
 
+    def compact(self, name):
+        """Of a file that is cold by then."""
+        self.evict(name)
+        run(CELLARCTL, "compact", self.path(name), check=False, env=environment())
+
     def read(self, name):
         """What another reader sees has to be right at any time."""
         with open(self.path(name), "rb") as f:
@@ -204,6 +221,13 @@ class RandomWriter(Writer):
         if off + size <= (LARGE if name == "large" else SMALL):
             self.write(name, off, size, rng.randrange(1 << 30))
 
+    def overwrite_mapped(self, name):
+        length = len(self.model.file(name).content)
+        if length:
+            off = self.rng.randrange(length)
+            size = min(length - off, self.rng.choice((1, 100, 20000)))
+            self.map_write(name, off, size, self.rng.randrange(1 << 30))
+
     def save(self, name):
         """Replaces a file by a new one, as editors do; half of them without fsync."""
         rng = self.rng
@@ -231,6 +255,7 @@ class RandomWriter(Writer):
         weighted = (
             (30, self.grow, name),
             (12, self.overwrite, name),
+            (4, self.overwrite_mapped, name),
             (6, self.grow, "large"),
             (6, self.close, name),
             (9, self.fsync, name),
@@ -244,6 +269,7 @@ class RandomWriter(Writer):
             (2, self.make_directory, None),
             (1, self.flush, None),
             (3, self.evict, name),
+            (1, self.compact, name),
         )
         pick = rng.randrange(sum(w[0] for w in weighted))
         for weight, action, argument in weighted:
