@@ -21,6 +21,7 @@
 #include <errno.h>
 #include <linux/capability.h>
 #include <linux/fuse.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/fsuid.h>
 #include <sys/ioctl.h>
@@ -61,7 +62,8 @@ struct open_out {                                      /* fuse_open_out */
 enum state { OFF, WANTED, OFFERED, ON };
 
 static struct {
-	enum state state;
+	_Atomic(enum state)
+	    state;   /* OFF is stored after reason; `cellarctl status` reads both */
 	bool insist; /* passthrough=on */
 	struct pool *pool;
 	int probe_fd;
@@ -89,8 +91,8 @@ static bool in_initial_user_ns(void)
 
 static errint_t refuse(const char *why, char **cause)
 {
-	pt.state = OFF;
 	(void)snprintf(pt.reason, sizeof(pt.reason), "%s", why);
+	pt.state = OFF;
 	if (pt.probe_fd >= 0)
 		(void)sys_close(pt.probe_fd);
 	pt.probe_fd = -1;
@@ -120,7 +122,6 @@ errint_t passthrough_prepare(const struct options *o, struct pool *p, char **cau
 	if (pool_probe_direct(p, &pt.probe_fd, &why) < 0)
 		return refuse(why, cause);
 	pt.state = WANTED;
-	pt.reason[0] = '\0';
 	return 0;
 }
 
@@ -226,12 +227,12 @@ void passthrough_end(void)
 
 bool passthrough_active(const char **ret_reason)
 {
-	bool on = pt.state == ON;
+	enum state state = pt.state;
 
-	*ret_reason = on             ? NULL
-	              : pt.reason[0] ? pt.reason
+	*ret_reason = state == ON    ? NULL
+	              : state == OFF ? pt.reason
 	                             : "the mount is not answering yet";
-	return on;
+	return state == ON;
 }
 
 /* ---- replies ---- */
