@@ -40,7 +40,7 @@ static json_t *entry_json(const struct pool_lost *e)
 {
 	cleanup_free char *path = *e->hint ? name_decode_path(e->hint) : NULL;
 	const struct record *r = &e->record;
-	bool tail = e->has_record && r->kind == RECORD_TAIL && e->size >= r->ask;
+	bool tail = e->has_record && r->kind == RECORD_TAIL;
 	json_t *j = json_object();
 
 	json_object_set_new(j, "name", protocol_string(e->name));

@@ -44,7 +44,6 @@ struct handle *handle_new(struct mount *m, struct node *n, unsigned pool_flags)
 	h->node = n;
 	h->pool_flags = pool_flags;
 	h->backing_id = pool_backing_id(n);
-	h->mode = h->backing_id > 0 ? HANDLE_DIRECT : HANDLE_CACHED;
 	h->sync = (pool_flags & POOL_THROUGH) != 0;
 	open_item_add(m, &h->item, close_item);
 	return h;
@@ -284,7 +283,7 @@ static enum run_end reply_create(const struct request *r, struct node *n,
 	lock_assert_none();
 	fill_entry(r->m, n, attr, &e);
 	lookup_count(r->m, n);
-	if (h->mode == HANDLE_DIRECT) {
+	if (h->backing_id > 0) {
 		err = passthrough_reply_create(r->req, &e, (uintptr_t)h, h->backing_id,
 		                               h->sync);
 	} else {
@@ -395,7 +394,7 @@ static int reply_open(const struct request *r, struct handle *h)
 	lock_assert_none();
 	if (!request_claim(r))
 		return -EINTR; /* answered by the interrupt */
-	if (h->mode == HANDLE_CACHED) {
+	if (h->backing_id == 0) {
 		handle_fill(r->m, h, &fi);
 		return fuse_reply_open(r->req, &fi);
 	}
@@ -630,8 +629,8 @@ void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t len
 static enum run_end run_lseek(struct request *r)
 {
 	struct node *n = r->handle->node;
-	off_t at = pool_lseek(r->m->pool, n, (off_t)r->off, r->flags,
-	                      r->handle->mode == HANDLE_CACHED);
+	off_t at =
+	    pool_lseek(r->m->pool, n, (off_t)r->off, r->flags, r->handle->backing_id == 0);
 
 	if (at < 0)
 		return reply_error(r, n, (errint_t)at, NULL);

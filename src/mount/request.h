@@ -185,17 +185,15 @@ void creds_leave(const struct request *r);
 
 /* ---- open files (ops-file.c) ---- */
 
-/* How the kernel reaches the bytes; one mode per inode (pool/serve.c, V1). Cached: through the
- * daemon, from the scratch, with the kernel's page cache in front. Direct: passthrough. */
-enum handle_mode { HANDLE_CACHED, HANDLE_DIRECT };
-
 struct handle {
 	struct open_item item;
 	uint32_t magic;    /* HANDLE_MAGIC */
 	struct node *node; /* referenced */
 	unsigned pool_flags;
-	enum handle_mode mode;
-	int32_t backing_id; /* direct */
+	/* How the kernel reaches the bytes, the same for all handles of an inode (pool/serve.c, V1). > 0:
+	 * by itself (passthrough), under this id. 0: through the daemon, from the scratch, with the
+	 * kernel's page cache in front. */
+	int32_t backing_id;
 	bool sync; /* O_SYNC or O_DSYNC for writing: a write is durable before its reply */
 };
 #define HANDLE_MAGIC 0x4a9d1e02U

@@ -56,24 +56,17 @@ static int64_t age_of(const struct stat *st)
 	return ns_of(&now) - ns_of(&st->st_mtim);
 }
 
-static void changed(struct scratch *s)
+void content_changed(struct scratch *s)
 {
 	changes_note_all(&s->changes); /* only the frames' hashes can tell what */
 	atomic_fetch_add(&s->gen, 1);
 }
 
-void content_doubt(struct scratch *s)
-{
-	changed(s);
-}
-
 static void note_time(struct scratch *s, const struct stat *st)
 {
-	int64_t ns = ns_of(&st->st_mtim), now = ns + age_of(st);
+	int64_t age = age_of(st);
+	int64_t ns = ns_of(&st->st_mtim) + MIN_OF(age, 0); /* never of the future */
 
-	/* The later of both clocks' views, never of the future. */
-	if (ns > now)
-		ns = now;
 	if (ns > atomic_load(&s->last_write_ns))
 		atomic_store(&s->last_write_ns, ns);
 }
@@ -92,17 +85,17 @@ static void fold(struct pool *p, struct scratch *s, const struct stat *st)
 
 	if ((uint64_t)st->st_size != s->seen_size ||
 	    timespec_cmp(&st->st_mtim, &s->seen_mtime) != 0) {
-		changed(s);
+		content_changed(s);
 		note_time(s, st);
 		remember(s, st);
 		s->young = true;
 	} else if (s->young && !recent) {
-		changed(s); /* (N1) */
+		content_changed(s); /* (N1) */
 		s->young = false;
 	} else if (!p->fine_times && age >= 0 && age < TICK_NS) {
-		changed(s); /* (N2) */
+		content_changed(s); /* (N2) */
 	} else if (s->mappable && !p->stores_seen) {
-		changed(s); /* (N4) */
+		content_changed(s); /* (N4) */
 	}
 }
 
@@ -120,7 +113,7 @@ errint_t content_look(struct pool *p, struct scratch *s, struct stat *st)
 	if (s->unseen && r == 0)
 		fold(p, s, st);
 	else if (s->unseen)
-		changed(s); /* cannot tell */
+		content_changed(s); /* cannot tell */
 	return r;
 }
 
@@ -143,7 +136,7 @@ void content_own_change(struct pool *p, struct scratch *s)
 		remember(s, &st);
 		s->young = false;
 	}
-	changed(s); /* after the look: covers a write that came between */
+	content_changed(s); /* after the look: covers a write that came between */
 }
 
 /* ---- unseen and closed ---- */
@@ -161,7 +154,7 @@ void content_unseen(struct pool *p, struct scratch *s, bool mappable)
 	if (content_stat(p, s, &st) == 0)
 		remember(s, &st);
 	else
-		changed(s);
+		content_changed(s);
 	s->young = false;
 	s->unseen = true;
 	atomic_store(&s->node->unseen, true);
@@ -214,11 +207,11 @@ bool content_closed(struct pool *p, struct scratch *s)
 		if (sys_fstat(fd, &st) == 0)
 			fold(p, s, &st);
 		else
-			changed(s);
+			content_changed(s);
 		/* Refused for another reason: no leases here, so nothing was ever served unseen by
 		 * this daemon. (N3) */
 		if (lease < 0 || s->flushed_open)
-			changed(s);
+			content_changed(s);
 		s->tell_kernel = s->mappable && s->was_direct;
 		s->mappable = s->young = false;
 		lock_take(&p->lock);

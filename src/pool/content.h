@@ -36,8 +36,8 @@ errint_t content_look(struct pool *p, struct scratch *s, struct stat *st);
  * also while the daemon itself has it open for writing and it is unseen. */
 bool content_closed(struct pool *p, struct scratch *s);
 
-/* It may have changed, and nothing shows it: raises gen. */
-void content_doubt(struct scratch *s);
+/* It changed, or may have and nothing shows it: raises gen. */
+void content_changed(struct scratch *s);
 
 /* Whether nobody at all has s open or mapped: only then may it be deleted or replaced while
  * its file lives. node->lock, or the unattached scratch marked busy. */

@@ -260,7 +260,6 @@ static bool job_prepare(struct pool *p, struct job *j)
 	}
 	if (!writers_settled(p, j))
 		goto out;
-	s = j->s;
 	rwlock_wr(&s->gate);
 	j->error = sys_fstat(j->in_fd, &st);
 	if (j->error == 0)
@@ -642,8 +641,8 @@ static void job_finish(struct pool *p, struct job *j)
 	if (j->error == 0 && s->writers == 0)
 		closed = content_closed(p, s);
 	if (closed && !j->closed) {
-		content_doubt(s); /* once more: (N3), content.c */
-		again = true;     /* and at once, as in scratch_closed() */
+		content_changed(s); /* once more: (N3), content.c */
+		again = true;       /* and at once, as in scratch_closed() */
 	}
 	still = content_gen(p, s) != j->gen;
 	if (j->error < 0)

@@ -480,8 +480,6 @@ static errint_t make_writable(struct pool *p, struct node *n, unsigned flags, bo
 		if (r == 0) {
 			r = truncate_locked(p, s, 0);
 			serve_unuse_fd(p, s);
-		} else if (counted) {
-			serve_uncount(p);
 		}
 		if (r < 0 && --s->writers == 0 && !s->doomed && !s->flushing)
 			scratch_closed(p, s); /* dirty by now, and nobody else closes it */
@@ -531,7 +529,8 @@ static void note_cut(struct pool *p, struct scratch *s)
 }
 
 /* Whoever works on the hydration has been told to end. It is cut while its record says that it is
- * worth nothing (H2), and dirty after that (O4); or it is dirty, a tail, and whole after that (T3). node->lock held, as at the end. */
+ * worth nothing (H2), and dirty after that (O4); or it is dirty, a tail, and whole after that (T3).
+ * node->lock held, as at the end. */
 static errint_t make_writable_cut(struct pool *p, struct node *n, unsigned flags, bool wait)
 {
 	struct scratch *s = n->scratch;

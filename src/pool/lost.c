@@ -159,6 +159,8 @@ static errint_t look(struct pool *p, const char *name, int fd, pool_lost_fn fn, 
 		return fn(ctx, &e);
 	e.size = (uint64_t)st.st_size;
 	e.has_record = record_read(fd, &e.record) == 0;
+	if (e.has_record)
+		record_settle(&e.record, e.size, false);
 	if (record_read_hint(fd, &hint) == 0 && hint)
 		e.hint = hint;
 	n = sys_fgetxattr(fd, WHY_XATTR, why, sizeof(why) - 1);

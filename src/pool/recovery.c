@@ -520,7 +520,8 @@ static errint_t empty_scratch(struct pool *p, struct scratch *s, const char *why
 	return r;
 }
 
-/* Of a new file nothing was promised: it is empty, and what was written is kept aside. */
+/* Of a new file nothing was promised: it is empty, and what was written is kept aside. After an error s
+ * is forgotten. */
 static errint_t empty_if_written(struct pool *p, struct scratch *s)
 {
 	static const char why[] =
@@ -531,10 +532,13 @@ static errint_t empty_if_written(struct pool *p, struct scratch *s)
 	if (never_written(p, s))
 		return 0;
 	r = empty_scratch(p, s, why);
-	if (r == 0)
-		log_warn("scratch of \"%s\" (number %llu) was moved to lost+found: %s",
-		         hint, (unsigned long long)s->ino, why);
-	return r;
+	if (r < 0) {
+		scratch_free(s);
+		return r;
+	}
+	log_warn("scratch of \"%s\" (number %llu) was moved to lost+found: %s", hint,
+	         (unsigned long long)s->ino, why);
+	return 0;
 }
 
 /* After a reboot, where the scratch was never synced: the object is the truth. */
@@ -554,11 +558,7 @@ static errint_t distrust(struct recovery *rc, struct scratch *s, const struct fo
 		    "store is what counts");
 	}
 	r = empty_if_written(p, s);
-	if (r < 0) {
-		scratch_free(s);
-		return r;
-	}
-	return take(p, s, f);
+	return r < 0 ? r : take(p, s, f);
 }
 
 /* Bytes beyond what fsync promised may be anything after a power cut. */
@@ -606,16 +606,20 @@ static void note_rival(struct pool *p, struct scratch *s, const struct found *f)
 		s->rival = f->stamp.ident;
 }
 
-/* Cut to what was synced, or else set aside, and s is gone. */
-static errint_t cut_or_set_aside(struct pool *p, struct scratch *s, bool *ret_aside)
+/* Cuts s to what was synced. False: it is gone, set aside or, after an error, forgotten; *ret is what
+ * recovering it comes to. */
+static bool cut_to_synced(struct pool *p, struct scratch *s, errint_t *ret)
 {
-	errint_t r = cut(p, s);
-
-	*ret_aside = r == -EUCLEAN;
-	if (!*ret_aside)
-		return r;
-	scratch_register(p, s);
-	return scratch_set_aside(p, s, "it is shorter than what was synced");
+	*ret = cut(p, s);
+	if (*ret == 0)
+		return true;
+	if (*ret == -EUCLEAN) {
+		scratch_register(p, s);
+		*ret = scratch_set_aside(p, s, "it is shorter than what was synced");
+	} else {
+		scratch_free(s);
+	}
+	return false;
 }
 
 /* One path that cannot be looked at keeps no mount from coming up. What may be believed of the
@@ -623,7 +627,6 @@ static errint_t cut_or_set_aside(struct pool *p, struct scratch *s, bool *ret_as
 static errint_t cannot_look(struct pool *p, struct scratch *s, bool intact, errint_t err)
 {
 	cleanup_free char *hint = text_escape(s->hint);
-	bool aside = false;
 	errint_t r = 0;
 
 	if (!intact && s->record.sync_seq == 0 && !(s->record.flags & RECORD_NEW)) {
@@ -635,14 +638,10 @@ static errint_t cannot_look(struct pool *p, struct scratch *s, bool intact, erri
 	}
 	if (!intact && s->record.sync_seq == 0)
 		r = empty_if_written(p, s);
-	else if (!intact)
-		r = cut_or_set_aside(p, s, &aside);
-	if (aside)
+	else if (!intact && !cut_to_synced(p, s, &r))
 		return r;
-	if (r < 0) {
-		scratch_free(s);
+	if (r < 0)
 		return r;
-	}
 	log_warn("cannot look at \"%s\", where the object of a dirty scratch (number %llu) "
 	         "was last: %s; it is looked for",
 	         hint, (unsigned long long)s->ino, strerror(-err));
@@ -653,7 +652,7 @@ static errint_t cannot_look(struct pool *p, struct scratch *s, bool intact, erri
 static errint_t recover_dirty(struct recovery *rc, struct scratch *s)
 {
 	struct pool *p = rc->p;
-	bool intact = is_intact(p, &s->record), aside;
+	bool intact = is_intact(p, &s->record);
 	struct found f;
 	errint_t r = look_at(p, s->hint, &s->record, &f);
 
@@ -695,14 +694,7 @@ static errint_t recover_dirty(struct recovery *rc, struct scratch *s)
 	    (f.where == AT_BASE && is_superseded(p, &s->record, &f)))
 		return distrust(rc, s, &f);
 	rc->taken++;
-	r = cut_or_set_aside(p, s, &aside);
-	if (aside)
-		return r;
-	if (r < 0) {
-		scratch_free(s);
-		return r;
-	}
-	return take(p, s, &f);
+	return cut_to_synced(p, s, &r) ? take(p, s, &f) : r;
 }
 
 /* ---- the scratch directory ---- */

@@ -38,19 +38,19 @@ void serve_uncount(struct pool *p)
 /* (V2) */
 errint_t serve_use_fd(struct pool *p, struct scratch *s, bool *counted)
 {
-	errint_t r;
+	/* not so where others closed it while the lock was given up */
+	bool count = s->fd_users == 0 && !*counted;
+	errint_t r = count ? serve_count(p) : 0;
 
-	if (s->fd_users == 0 &&
-	    !*counted) { /* closed by others while the lock was given up */
-		r = serve_count(p);
-		if (r < 0)
-			return r;
-		*counted = true;
-	}
+	if (r < 0)
+		return r;
 	if (s->fd_users == 0 && s->fd < 0) {
 		r = scratch_open_fd(p, s, O_RDWR);
-		if (r < 0)
+		if (r < 0) {
+			if (count)
+				serve_uncount(p);
 			return r;
+		}
 		s->fd = r;
 	}
 	if (s->fd_users++ == 0)

@@ -125,8 +125,6 @@ errint_t sync_directories(struct pool *p, struct node *dir, int dirfd)
 	return r;
 }
 
-/* Of a new file whose scratch is durable now: from here on a missing one is a loss. Not before: a
- * place-holder without mark and scratch could not be read (attrs.h). */
 errint_t sync_left_directory(struct pool *p, struct node *dir)
 {
 	struct dirfd *pin;
@@ -145,6 +143,8 @@ errint_t sync_left_directory(struct pool *p, struct node *dir)
 	return r;
 }
 
+/* Of a new file whose scratch is durable now: from here on a missing one is a loss. Not before: a
+ * place-holder without mark and scratch could not be read (attrs.h). */
 static void unmark_object(struct pool *p, struct node *n)
 {
 	struct stat before, shown, after;

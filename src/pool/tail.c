@@ -14,9 +14,9 @@
  *       memory (hydrate_would_hold). So its mtime is that of the user's writes.
  *  (T3) Bytes below `ask` change only after all was hydrated and the record says whole, which it
  *       does only after the scratch was fdatasynced: so a hole never means anything.
- *  (T4) No unit is written at or past `ask`, whatever the base has there.
  *       Cut to nothing, the scratch is shorter than `ask` before the record says whole; and where
  *       it is shorter, it is a whole file whatever the record says (record_settle).
+ *  (T4) No unit is written at or past `ask`, whatever the base has there.
  *  (T5) A clean tail is worth nothing once it is closed, and dropped.
  */
 #include <string.h>
