@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 
-from harness import kill_quietly, parse_object, read_file, reap, run, spawn, wait_for
+from harness import errno_of, kill_quietly, parse_object, read_file, reap, run, spawn, wait_for
 from load import Journal, RandomWriter, adopt, replay
 from promise import Model, look
 
@@ -99,6 +99,16 @@ def unaccounted(before, store, pool):
         newer = dict(filter(None, map(number_of, objects(store))))
         missing = {i: r for i, r in missing.items() if newer.get(i, -1) < r[2] or i not in newer}
     return [f"scratch {i:x} (sync {r[2]}, {r[3]} bytes) is just gone (P7)" for i, r in missing.items()]
+
+
+def power_off(rig, c, *fds):
+    """Of a daemon and its disks. fds: open files, which may keep the pool's disk busy."""
+    if c.running:
+        c.kill9()
+    for fd in fds:
+        errno_of(os.close, fd)
+    run("umount", "-l", c.mnt)
+    rig.umount()
 
 
 # ---- the next boot ----

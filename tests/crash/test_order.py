@@ -2,12 +2,11 @@
 holds the daemon at a named step, or makes one call fail, and cuts the power."""
 
 import os
-import subprocess
 
 import pytest
 
 from harness import KIB, FaultControl, reap, run, spawn, text, wait_for, write_file
-from powercut import a_boot
+from powercut import a_boot, power_off
 from test_trust import scratch_of
 
 pytestmark = pytest.mark.root
@@ -31,17 +30,10 @@ class Held:
 
 def after_the_cut(r, c):
     """The power went at the snapshot."""
-    end(r, c)
+    power_off(r, c)
     r.load("cut")
     c.expect("lost.found").lost_expected = True  # what was not synced, where the object counts
     c.start(a_boot())
-
-
-def end(r, c):
-    if c.running:
-        c.kill9()
-    subprocess.run(["umount", "-l", c.mnt], check=True)
-    r.umount()
 
 
 def holds(c, name, content):

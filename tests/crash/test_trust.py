@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from harness import KIB, FaultControl, errno_of, reap, spawn, text, wait_for
-from powercut import a_boot, records
+from powercut import a_boot, power_off, records
 
 pytestmark = pytest.mark.root
 
@@ -104,9 +104,7 @@ def test_dirty_after_a_clean_stop_outlives_a_reboot(rig):
     c.start(a_boot())
     assert c.read("d/f") == NEW
     r.snapshot("cut")
-    c.kill9()
-    subprocess.run(["umount", "-l", c.mnt], check=True)
-    r.umount()
+    power_off(r, c)
     r.load("cut")
     c.start(a_boot())
     assert c.read("d/f") == NEW
@@ -153,9 +151,7 @@ def test_pool_older_than_the_flush_that_was_under_way(rig):
     assert c.stored("f") == NEW
     r.sync("store")
     r.snapshot("flushed")
-    c.kill9()
-    subprocess.run(["umount", "-l", c.mnt], check=True)
-    r.umount()
+    power_off(r, c)
     r.load({"pool": "synced", "store": "flushed"})
     c.start(a_boot())
     assert c.read("f") == NEW
@@ -167,11 +163,7 @@ def test_pool_older_than_the_flush_that_was_under_way(rig):
 def cut_off(r, c, *fds):
     """The power goes now, and comes back. fds: open files, which may keep the pool's disk busy."""
     r.snapshot("cut")
-    c.kill9()
-    for fd in fds:
-        errno_of(os.close, fd)
-    subprocess.run(["umount", "-l", c.mnt], check=True)
-    r.umount()
+    power_off(r, c, *fds)
     r.load("cut")
     c.start(a_boot())
 
@@ -258,9 +250,7 @@ def test_directory_that_says_it_is_synced(rig):
     os.close(fd)  # now the scratch may go, once the unlink is durable
     wait_for(lambda: c.counter("store_syncs") > before + 1, what="two tries to make it so")
     assert number in records(r.pool)
-    c.kill9()
-    subprocess.run(["umount", "-l", c.mnt], check=True)
-    r.umount()
+    power_off(r, c)
     r.mount()
     c.start(a_boot())
     assert c.read("f") == NEW

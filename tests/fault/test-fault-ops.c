@@ -265,7 +265,6 @@ static void prepare_many(struct world *w)
 		world_rewrite(w, &w->files[i], 4000);
 }
 
-/* Two names of one object: it is copied over. */
 /* A file that only grew, large enough that its flush appends to the object. cold: a tail. */
 static void grow(struct world *w, bool cold)
 {
@@ -303,6 +302,7 @@ static void prepare_tail(struct world *w)
 	grow(w, true);
 }
 
+/* Two names of one object: it is copied over. */
 static void prepare_linked(struct world *w)
 {
 	struct file *f = world_make(w, "linked", 50000), *g;

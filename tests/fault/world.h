@@ -72,17 +72,17 @@ __attribute__((format(printf, 2, 3))) static inline void violation(struct world 
                                                                    const char *fmt, ...)
 {
 	size_t used = strlen(w->said);
-	char what[300];
+	char what[300], line[600];
 	va_list ap;
 
 	va_start(ap, fmt);
 	(void)vsnprintf(what, sizeof(what), fmt, ap);
 	va_end(ap);
 	w->violations++;
-	(void)snprintf(w->said + used, sizeof(w->said) - used,
-	               "VIOLATION %s, %s (%s): %s\n", w->op, w->spec ? w->spec : "-",
-	               w->call ? w->call : "while it lasts", what);
-	(void)fputs(w->said + used, stderr);
+	(void)snprintf(line, sizeof(line), "VIOLATION %s, %s (%s): %s\n", w->op,
+	               w->spec ? w->spec : "-", w->call ? w->call : "while it lasts", what);
+	(void)snprintf(w->said + used, sizeof(w->said) - used, "%s", line);
+	(void)fputs(line, stderr);
 }
 
 /* What the harness itself needs: no fault is armed then. */
