@@ -329,7 +329,7 @@ def try_fault(control, op, spec):
 def test_operation(box, control, operation):
     """(F6), (S1), (O4): promises 4, 6, 7, 8 under faults of the daemon's calls."""
     c = box.cellar(writeback_delay="1h").start(env=control.env)
-    c.expect("cannot|error|failed|decode|answers|damage|only \\d+ of", r"moved to lost\+found")
+    c.expect("cannot|error|failed|decode|answers|damage|only \\d+ of|no room", r"moved to lost\+found")
     c.lost_expected = True
     op = operation(c)
     calls = learn(control, op)
