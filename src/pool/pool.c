@@ -376,7 +376,8 @@ static struct wanted *collect_wanted(struct pool *p, struct node *below, size_t 
 	return w;
 }
 
-static void report_failures(struct pool *p, struct wanted *w, size_t n,
+/* The names of what only may be below are not told to who asked for below. */
+static void report_failures(struct pool *p, struct wanted *w, size_t n, struct node *below,
                             pool_failure_fn failure, void *ctx)
 {
 	for (size_t i = 0; i < n; i++) {
@@ -384,7 +385,9 @@ static void report_failures(struct pool *p, struct wanted *w, size_t n,
 
 		if (w[i].done || !failure)
 			continue;
-		path = node_path(p->tree, w[i].n);
+		path = !below || node_is_below(p->tree, w[i].n, below)
+		           ? node_path(p->tree, w[i].n)
+		           : xasprintf("?%llu", (unsigned long long)w[i].n->ino);
 		lock_take(&w[i].n->lock);
 		if (w[i].n->scratch == w[i].s) {
 			lock_take(&p->lock);
@@ -483,7 +486,7 @@ errint_t pool_flush(struct pool *p, struct node *below, uint64_t deadline_ms,
 	}
 	if (pr.files_done < n)
 		r = pr.files_done + pr.failed < n ? -ETIMEDOUT : -EIO;
-	report_failures(p, w, n, failure, ctx);
+	report_failures(p, w, n, below, failure, ctx);
 	if (!below && report_waiting(p, failure, ctx) > 0 && r == 0)
 		r = atomic_load(&p->searched) ? -EIO : -ETIMEDOUT;
 	for (size_t i = 0; i < n; i++)
