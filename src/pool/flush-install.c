@@ -1,7 +1,7 @@
 /*
  * The store side of a flush: where the object of a scratch is, whether it is still the one
  * the scratch came from, and how the new one takes its place. Invariants (F1), (F3), (F5),
- * (F7), (F8) of flush.c are upheld here.
+ * (F7), (F8), (F10) of flush.c are upheld here.
  *
  * Ways in:
  *   replace    one link: rename over it
@@ -486,6 +486,40 @@ static errint_t install_replace(struct pool *p, struct job *j)
 	if (sys_fstat(j->at.dirfd, &after) == 0)
 		resolve_keep_ctime(p->tree, j->at.parent, &after, &shown.st_ctim);
 	return 0;
+}
+
+static bool replaces_inode(const struct job *j)
+{
+	return !j->unchanged && !j->same && !j->appended && !j->copy_over;
+}
+
+errint_t job_sync_left(struct pool *p, struct job *j)
+{
+	bool more, all = atomic_load(&p->left_unknown);
+	struct node *dir;
+	uint32_t gen;
+	errint_t r = 0;
+
+	if (!replaces_inode(j))
+		return 0;
+	dir = node_left(p->tree, j->n, &more, &gen);
+	if (all || more)
+		r = pool_sync_store(p);
+	else if (dir && dir != j->at.parent)
+		r = sync_left_directory(p, dir);
+	if (r < 0)
+		set_cause_errno(&j->cause, r, "cannot sync a directory that it has left");
+	else if (all || more || dir != j->at.parent)
+		node_left_done(p->tree, j->n, gen);
+	if (r == 0 && all)
+		atomic_store(&p->left_unknown, false);
+	node_unref(p->tree, dir);
+	return r;
+}
+
+bool job_has_left(struct pool *p, const struct job *j)
+{
+	return replaces_inode(j) && node_left_others(p->tree, j->n, j->at.parent);
 }
 
 errint_t job_install(struct pool *p, struct job *j)

@@ -71,6 +71,12 @@ void job_unlock_target(struct pool *p, struct job *j);
  * its identity. */
 errint_t job_install(struct pool *p, struct job *j);
 
+/* (F10): what the file has lost of its names is durably gone on return, where another inode is about
+ * to take the object's place. No lock held. */
+errint_t job_sync_left(struct pool *p, struct job *j);
+/* Whether it has lost one since. */
+bool job_has_left(struct pool *p, const struct job *j);
+
 /* node->lock held: the logical ctime of the job's file, whose object has the attributes st. */
 struct timespec job_logical_ctime(const struct job *j, const struct stat *st);
 /* The target is a plain file: does it become an object, and under which name? node->lock held. */

@@ -42,6 +42,11 @@
  *       before (scratch_keep_base): a record may reach the disk long before the new name does, and
  *       the old object must be known as ours then, also where nothing in it says so. The new one
  *       is known by (F5).
+ *  (F10) Before another inode takes the object's place, the names that the file has lost (by rename, or
+ *       one of several) are durably gone, but for those in the directory of the new one: btrfs
+ *       syncs one directory without the other, and a cut would bring them back, leading to the
+ *       old object beside the new one. What was lost before an unclean start is not known: the
+ *       first flush after it syncs the store.
  *  (F8) Once the new object has its name, node and record (in memory) know it, whatever fails: what
  *       can fail of finding out its identity and stamp comes before. Otherwise the next try
  *       would take our own object for a foreign one.
@@ -570,7 +575,10 @@ static errint_t job_commit(struct pool *p, struct job *j)
 		job_unlock_target(p, j);
 		goto out;
 	}
-	r = refresh_attributes(j);
+	if (job_has_left(p, j))
+		r = -EAGAIN; /* (F10): just now */
+	else
+		r = refresh_attributes(j);
 	if (r == 0) {
 		/* (F5), on disk: recovery compares this number with the object's, and believes
 		 * of no other object that it is ours. */
@@ -779,6 +787,8 @@ static void run_batch(struct pool *p, struct job *jobs, size_t n)
 	for (size_t i = 0; i < n; i++) {
 		if (jobs[i].prepared && jobs[i].error == 0)
 			jobs[i].error = job_sync(p, &jobs[i]);
+		if (jobs[i].prepared && jobs[i].error == 0)
+			jobs[i].error = job_sync_left(p, &jobs[i]);
 	}
 	step("flush.synced");
 	for (size_t i = 0; i < n; i++) {

@@ -165,7 +165,7 @@ struct pool {
 	bool stores_seen;       /* a store through a mapping moves mtime */
 
 	_Atomic bool
-	    left_unknown; /* names may have gone, not durably, before this start (E3) */
+	    left_unknown; /* names may have gone, not durably, before this start (F10), (E3) */
 	_Atomic bool stopping;
 	_Atomic bool no_space; /* the pool's disk is past the stop mark */
 	_Atomic bool full; /* closed scratch alone is well above the limit, or no_space */

@@ -187,6 +187,7 @@ static void note_left_locked(struct node *n, struct node *parent)
 {
 	if (!S_ISREG(n->type))
 		return;
+	n->left_gen++;
 	if (n->left) {
 		n->left_more = n->left_more || n->left != parent;
 		return;
@@ -401,6 +402,38 @@ void node_remove_name(struct tree *t, struct node *n, struct node *parent,
 	if (name && name->node == n) {
 		note_left_locked(n, parent);
 		reap_locked(t, drop_name_locked(t, name), &dead);
+	}
+	lock_drop(&t->lock);
+	bury(t, &dead);
+}
+
+struct node *node_left(struct tree *t, struct node *n, bool *ret_more, uint32_t *ret_gen)
+{
+	struct node *left;
+
+	lock_take(&t->lock);
+	left = n->left;
+	if (left)
+		left->refs++;
+	*ret_more = n->left_more;
+	*ret_gen = n->left_gen;
+	lock_drop(&t->lock);
+	return left;
+}
+
+void node_left_done(struct tree *t, struct node *n, uint32_t gen)
+{
+	struct dead dead = {0};
+	struct node *left = NULL;
+
+	lock_take(&t->lock);
+	if (n->left_gen == gen) {
+		left = steal_pointer(&n->left);
+		n->left_more = false;
+	}
+	if (left) {
+		left->refs--;
+		reap_locked(t, left, &dead);
 	}
 	lock_drop(&t->lock);
 	bury(t, &dead);

@@ -65,6 +65,7 @@ struct node {
 	struct node_name *names;
 	struct node *left; /* referenced: a directory where a file has lost a name */
 	bool left_more;    /* and there are others */
+	uint32_t left_gen; /* raised with the two */
 	struct dirfd *dirfd;
 	struct node *next_dead; /* on its way to be freed */
 	bool listed;            /* in tree->by_ident */
@@ -156,7 +157,12 @@ void node_add_name(struct tree *t, struct node *n, struct node *parent,
 void node_remove_name(struct tree *t, struct node *n, struct node *parent,
                       const char *store_name);
 bool node_has_names(struct tree *t, struct node *n);
-/* Whether n, a file, has lost names, since it is in memory, in other directories than dir. */
+/* A directory (referenced) where n, a file, has lost a name since node_left_done(), or NULL; *ret_more:
+ * it is not the only one. *ret_gen is for node_left_done(), which says that all that was lost until
+ * then is durably gone. */
+struct node *node_left(struct tree *t, struct node *n, bool *ret_more, uint32_t *ret_gen);
+void node_left_done(struct tree *t, struct node *n, uint32_t gen);
+/* Whether that was in other directories than dir. */
 bool node_left_others(struct tree *t, struct node *n, const struct node *dir);
 /* Whether n is dir or lies below it. */
 bool node_is_below(struct tree *t, struct node *n, struct node *dir);

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from harness import KIB, FaultControl, reap, run, spawn, text, wait_for, write_file
-from powercut import a_boot, power_off
+from powercut import a_boot, power_off, records
 from test_trust import scratch_of
 
 pytestmark = pytest.mark.root
@@ -187,3 +187,33 @@ def test_catalog_older_than_the_object(rig):
     c.flush()
     assert sorted(os.listdir(c.path("d"))) == ["f", "second"]
     assert c.stored("d/second") == b"six 0123456789abcdef"
+
+
+@pytest.mark.parametrize("how", ["rename", "unlink", "replace"])
+def test_name_that_was_left_does_not_come_back(rig, how):
+    """(F10) a file loses its name in one directory and is flushed into another one, of which alone a
+    filesystem may make that durable: after a cut the old object must not be there, too."""
+    r = rig("btrfs", True)
+    c = r.cellar(writeback_delay="100ms", sync_interval="1h")
+    c.start(a_boot())
+    for name, content in (("a/f", OLD), ("a/g", MORE), ("b/h", OLD)):
+        c.write(name, content)
+    if how != "rename":
+        os.link(c.path("a/f"), c.path("b/f"))
+    c.flush()
+    r.sync("store")
+    if how == "rename":
+        os.rename(c.path("a/f"), c.path("b/f"))
+    elif how == "unlink":
+        os.unlink(c.path("a/f"))
+    else:
+        os.rename(c.path("a/g"), c.path("a/f"))
+    with open(c.path("b/f"), "r+b") as f:
+        f.write(NEW)
+    ino = os.stat(c.path("b/f")).st_ino
+    wait_for(lambda: not records(r.pool).get(ino, (True,))[0], what="the flush")
+    r.sync("pool")
+    r.snapshot("cut")
+    after_the_cut(r, c)
+    assert c.read("b/f") == NEW
+    assert not os.path.exists(c.path("a/f")) or c.read("a/f") in (NEW, MORE)
