@@ -356,7 +356,6 @@ class Episode:
         for top, path in self.journals.items():
             model = self.start_models[top].copy() if self.start_models else None
             model = model or Model()
-            model.shadows = self.rig.fs == "btrfs"
             replay(path, model, where[top])
             found[top] = model
         return found

@@ -122,10 +122,6 @@ class Entry:
 
 
 class Model:
-    # btrfs, seen once in 500 cuts: a file that was renamed and then replaced by a flush is back, empty,
-    # under the name it was renamed from, while the name it had at last leads to the new object.
-    shadows = False
-
     def __init__(self):
         self.files = {}
         self.history = {}  # name -> [Entry]; the first one is certain
@@ -275,8 +271,6 @@ class Model:
             if any(e.fid == (None if got is None else DIRECTORY) for e in entries):
                 return None
             return "missing (P1, P3)" if got is None else "a directory (P5)"
-        if self.shadows and got == b"" and entries[-1].fid is None and len(entries) > 2:
-            return None
         whys = []
         for e in entries:
             if e.fid in self.files:
