@@ -51,8 +51,14 @@ void init_hook_arm(void (*ready)(void *ctx), void *ctx)
 {
 	hook.ready = ready;
 	hook.ready_ctx = ctx;
+	hook.offered = 0;
 	atomic_store(&hook.sent, 0);
 	atomic_store(&hook.state, HOOK_WAITING);
+}
+
+uint64_t init_hook_offered_flags(void)
+{
+	return hook.offered;
 }
 
 uint64_t init_hook_sent_flags(void)

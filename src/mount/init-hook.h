@@ -29,6 +29,9 @@ ssize_t init_hook_splice_receive(int fd_in, off_t *off_in, int fd_out, off_t *of
 ssize_t init_hook_splice_send(int fd_in, off_t *off_in, int fd_out, off_t *off_out,
                               size_t len, unsigned flags, void *userdata);
 
+/* The flags that the kernel offers (flags2 in the high half); 0 before its request is read. */
+uint64_t init_hook_offered_flags(void);
+
 /* The flags that the kernel was answered (flags2 in the high half); 0 before that. */
 uint64_t init_hook_sent_flags(void);
 

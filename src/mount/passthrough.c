@@ -125,10 +125,15 @@ errint_t passthrough_prepare(const struct options *o, struct pool *p, char **cau
 	return 0;
 }
 
+bool passthrough_possible(uint64_t offered)
+{
+	return pt.state == WANTED && (offered & FUSE_INIT_EXT) &&
+	       (offered & FUSE_PASSTHROUGH);
+}
+
 uint64_t passthrough_offer(uint64_t offered, uint32_t *ret_depth)
 {
-	if (pt.state != WANTED || !(offered & FUSE_INIT_EXT) ||
-	    !(offered & FUSE_PASSTHROUGH))
+	if (!passthrough_possible(offered))
 		return 0;
 	pt.state = OFFERED;
 	*ret_depth = STACK_DEPTH;

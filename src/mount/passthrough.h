@@ -18,7 +18,11 @@
  * cause where it is not. [waits] */
 errint_t passthrough_prepare(const struct options *o, struct pool *p, char **cause);
 
-/* offered: what the kernel's INIT says (flags2 in the high half). Returns the flags to add to the
+/* Whether passthrough_offer() will ask for it. offered: what the kernel's INIT says (flags2 in
+ * the high half). */
+bool passthrough_possible(uint64_t offered);
+
+/* offered: as above. Returns the flags to add to the
  * reply, and sets *ret_depth, its max_stack_depth, where there are any. */
 uint64_t passthrough_offer(uint64_t offered, uint32_t *ret_depth);
 
