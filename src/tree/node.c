@@ -601,6 +601,7 @@ errint_t tree_open(struct store *store, struct catalog *catalog, const struct uu
 	t->keep_foreign = keep_foreign;
 	t->max_object = max_object;
 	rwlock_init(&t->ns, LOCK_NAMESPACE);
+	lock_init(&t->numbers, LOCK_NUMBERS);
 	lock_init(&t->lock, LOCK_TABLE);
 	dirfd_setup(t);
 	err = make_root(t);
@@ -638,6 +639,7 @@ void tree_close(struct tree *t)
 	hashtab_clear(&t->by_ident);
 	hashtab_clear(&t->by_name);
 	rwlock_clear(&t->ns);
+	lock_clear(&t->numbers);
 	lock_clear(&t->lock);
 	free(t);
 }

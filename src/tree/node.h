@@ -98,8 +98,9 @@ struct tree {
 	struct uuid pool;  /* cellar frames with this UUID are ours */
 	bool keep_foreign; /* foreign_zst=keep */
 	uint64_t max_object;
-	struct rwlock ns; /* LOCK_NAMESPACE */
-	struct lock lock; /* LOCK_TABLE */
+	struct rwlock ns;    /* LOCK_NAMESPACE */
+	struct lock numbers; /* LOCK_NUMBERS: an identity that has no row gets one */
+	struct lock lock;    /* LOCK_TABLE */
 	struct hashtab by_ino, by_ident, by_name;
 	struct node *root;
 	/* called by resolve for each regular file that is met under a name it was not known by;

@@ -17,6 +17,9 @@
  * The same holds for a file being created: its node exists before the directory's lock is
  * free.
  *
+ * Two look-ups of a file that has no row. One may give it a number and forget the node while the
+ * other waits for the lock: so the row is looked for again, and made, under tree->numbers.
+ *
  * A number that an object names in its cellar frame, or that the catalog has for it, may
  * belong to a node in memory that has another identity. That node keeps it, unless no name
  * leads to it any more and it has no scratch: then it is a later state of the same file, and
@@ -283,6 +286,14 @@ static bool frame_number_counts(struct tree *t, const struct trailer *r)
 	                     row.seq < r->frame.seq);
 }
 
+static bool find_row(struct look *look, const struct entry *e)
+{
+	look->have_row = catalog_file_get(look->tree->catalog, &e->ident, &look->row) &&
+	                 look->row.type == (e->st.st_mode & S_IFMT) &&
+	                 look->row.ino > TREE_ROOT_INO;
+	return look->have_row;
+}
+
 /* The row for an entry that memory does not know, with the number it should have.
  * first: it may be one that somebody may have. */
 static errint_t make_row(struct tree *t, const struct entry *e, const struct look *look,
@@ -348,33 +359,69 @@ static bool take_over(struct tree *t, struct node *n, struct node *dir,
 	return taken;
 }
 
+/* n is the node of the entry: in the catalog before anybody can forget it. Number and type are
+ * what count; resolve_info() brings the rest up to date. */
+static void put_number(struct tree *t, const struct look *look, const struct node *n,
+                       struct catalog_file *row)
+{
+	if (look->have_row && look->row.ino == n->ino)
+		return;
+	row->ino = n->ino;
+	catalog_file_put(t->catalog, row);
+}
+
+/* One try to give an entry its number and its node; *ret_is: it is no node of another identity.
+ * *ret_row is the row that the entry would have. */
+static errint_t give_number(struct tree *t, struct node *dir, const struct entry *e,
+                            struct look *look, bool first, struct node **ret,
+                            struct catalog_file *ret_row, bool *ret_is)
+{
+	bool alone = !look->have_row, valid;
+	errint_t err;
+
+	/* Since learn() another look-up may have given it one and forgotten the node, under
+	 * another directory's lock if it has more names. */
+	if (alone) {
+		lock_take(&t->numbers);
+		(void)find_row(look, e);
+	}
+	err = make_row(t, e, look, first, ret_row, &valid);
+	if (!err) {
+		*ret = tree_adopt_entry(t, dir, e->store_name.s, ret_row, valid,
+		                        e->form == ENTRY_PLAIN);
+		*ret_is = node_is(t, *ret, &e->ident);
+		if (*ret_is)
+			put_number(t, look, *ret, ret_row);
+	}
+	if (alone)
+		lock_drop(&t->numbers);
+	return err;
+}
+
 /* The node of an entry that was settled under the directory's lock. */
 static errint_t adopt(struct tree *t, struct node *dir, const struct entry *e,
-                      const struct look *look, struct node **ret)
+                      struct look *look, struct node **ret)
 {
-	bool plain = e->form == ENTRY_PLAIN, valid, first = true;
 	struct catalog_file row;
+	bool first = true, is;
 	struct node *n;
 	errint_t err;
 
 	for (;; first = false) {
-		err = make_row(t, e, look, first, &row, &valid);
+		err = give_number(t, dir, e, look, first, &n, &row, &is);
 		if (err)
 			return err;
-		n = tree_adopt_entry(t, dir, e->store_name.s, &row, valid, plain);
-		if (node_is(t, n, &e->ident) || take_over(t, n, dir, e))
+		if (is)
 			break;
+		if (take_over(t, n, dir, e)) {
+			put_number(t, look, n, &row);
+			break;
+		}
 		node_unref(t, n);
 	}
 	if (n == t->root || n == dir) { /* a directory inside itself: a bind mount */
 		node_unref(t, n);
 		return -ELOOP;
-	}
-	/* In the catalog before anybody can forget the node. Number and type are what
-	 * count; resolve_info() brings the rest up to date. */
-	if (!look->have_row || look->row.ino != n->ino) {
-		row.ino = n->ino;
-		catalog_file_put(t->catalog, &row);
 	}
 	if (t->on_new && S_ISREG(n->type))
 		t->on_new(t->on_new_ctx, n);
@@ -435,7 +482,7 @@ static errint_t settle_owner(struct tree *t, struct node *owner, struct node *di
 
 /* Under the directory's lock. */
 static errint_t settle(struct tree *t, struct node *dir, int dirfd, struct entry *e,
-                       const struct look *look, struct node **ret)
+                       struct look *look, struct node **ret)
 {
 	struct node *owner;
 	errint_t err = look_again(dirfd, e);
@@ -452,15 +499,11 @@ static errint_t settle(struct tree *t, struct node *dir, int dirfd, struct entry
 /* What catalog or trailer say of the entry, before any lock is taken. */
 static errint_t learn(struct look *look, int dirfd, const struct entry *e)
 {
-	struct tree *t = look->tree;
 	errint_t err;
 
 	if (look->have_trailer && !ident_equal(&look->trailer.ident, &e->ident))
 		look->have_trailer = false;
-	look->have_row = catalog_file_get(t->catalog, &e->ident, &look->row) &&
-	                 look->row.type == (e->st.st_mode & S_IFMT) &&
-	                 look->row.ino > TREE_ROOT_INO;
-	if (look->have_row || look->have_trailer || e->form != ENTRY_OBJECT ||
+	if (find_row(look, e) || look->have_trailer || e->form != ENTRY_OBJECT ||
 	    !e->st.st_size)
 		return 0;
 	err = read_trailer(dirfd, e->store_name.s, &e->ident, &look->trailer, NULL);

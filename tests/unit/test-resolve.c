@@ -641,6 +641,51 @@ static void test_look_during_a_create(void **state)
 	assert_int_equal(bed_ino(b, "a"), mine);
 }
 
+/* While one look-up waits to settle, another gives the file its number, and nobody keeps the
+ * node: it is in the catalog only. */
+static void look_during_a_look(struct bed *b, const char *waits, struct node *dir,
+                               const char *looks)
+{
+	struct looker l = {.b = b, .logical = waits};
+	struct node *n;
+	struct stat st;
+	uint64_t ino;
+
+	rwlock_rd(&b->tree->ns);
+	lock_take(&b->tree->root->lock);
+	start_look(&l);
+	assert_int_equal(resolve_name(b->tree, dir, looks, &n, &st), 0);
+	ino = n->ino;
+	node_unref(b->tree, n);
+	lock_drop(&b->tree->root->lock);
+	rwlock_drop(&b->tree->ns);
+	end_look(&l);
+	assert_int_equal(l.n->ino, ino);
+	bed_put(b, l.n);
+	assert_int_equal(bed_ino(b, waits), ino);
+}
+
+static void test_look_during_a_look(void **state)
+{
+	static const char *const names[] = {"ours", "foreign", "plain", "symlink"};
+	struct bed *b = *state;
+	struct node *dir;
+
+	bed_object(b, "ours.zst", 10, new_ino(b), 1);
+	bed_object(b, "linked.zst", 10, new_ino(b), 1);
+	bed_object(b, "foreign.zst", 10, 0, 0);
+	harness_write(bed_root(b), "plain", "text", 4);
+	assert_int_equal(symlinkat("ours", bed_root(b), "symlink"), 0);
+	bed_mkdir(b, "dir");
+	assert_int_equal(linkat(bed_root(b), "linked.zst", bed_root(b), "dir/other.zst", 0),
+	                 0);
+	for (size_t i = 0; i < ARRAY_LEN(names); i++)
+		look_during_a_look(b, names[i], b->tree->root, names[i]);
+	dir = bed_look(b, b->tree->root, "dir");
+	look_during_a_look(b, "linked", dir, "other");
+	bed_put(b, dir);
+}
+
 /* An unlink of ours, between store and names: no name comes back to life. */
 static void test_look_during_an_unlink(void **state)
 {
@@ -1141,6 +1186,7 @@ int main(void)
 	    BED_TEST(test_another_identity_is_another_file),
 	    BED_TEST(test_look_during_a_flush),
 	    BED_TEST(test_look_during_a_create),
+	    BED_TEST(test_look_during_a_look),
 	    BED_TEST(test_look_during_an_unlink),
 	    BED_TEST(test_look_under_the_directory),
 	    BED_TEST(test_info_follows_changes),
