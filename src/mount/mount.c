@@ -397,8 +397,7 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
 	unsigned wanted = FUSE_CAP_POSIX_ACL | FUSE_CAP_DONT_MASK | FUSE_CAP_SPLICE_WRITE |
 	                  FUSE_CAP_ASYNC_READ | FUSE_CAP_ASYNC_DIO |
 	                  FUSE_CAP_ATOMIC_O_TRUNC | FUSE_CAP_READDIRPLUS |
-	                  FUSE_CAP_READDIRPLUS_AUTO | FUSE_CAP_PARALLEL_DIROPS |
-	                  FUSE_CAP_EXPORT_SUPPORT;
+	                  FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_EXPORT_SUPPORT;
 
 	/* Requests through a pipe: large writes gain, and all small ones pay a second call.
 	 * With passthrough the large writes do not come here. */

@@ -83,6 +83,8 @@ static enum run_end run_lookup(struct request *r)
 	if (!dir)
 		return reply_errno(r, -ESTALE);
 	err = lookup(r, dir, &n, &attr, &cause);
+	if (!err && !S_ISDIR(n->type))
+		interest_note(&r->m->interest, r->pid);
 	if (!err)
 		end = reply_entry(r, n, &attr);
 	else if (err == -EAGAIN && !r->may_wait)

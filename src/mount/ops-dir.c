@@ -13,6 +13,10 @@
  *
  * A snapshot is immutable and counted: a reader keeps the one it began with.
  *
+ * Attributes are given with the first entries of a directory, and with all of them to a caller that
+ * is interested (interest.h); else a name that the kernel knows is told without a look into the
+ * store.
+ *
  * readdirplus counts one look-up for every entry that it answers with a number, and none
  * for "." and "..", entries that did not fit, or a reply that the kernel did not take.
  *
@@ -244,6 +248,7 @@ struct filling {
 	const struct request *r;
 	struct dir_handle *d;
 	bool plus;
+	bool interested; /* the caller */
 	char *buf;
 	size_t used;
 	uint64_t *counted; /* numbers whose look-ups are in the reply */
@@ -292,28 +297,59 @@ static void fill_attr(struct mount *m, struct node *n, const struct stat *st,
 		fill_entry(m, n, &attr, e);
 }
 
+/* The node of an item that the kernel knows by this name; NULL: look. */
+static struct node *find_listed(const struct filling *f, const struct listing_item *item)
+{
+	struct tree *t = f->r->m->tree;
+	struct name store_name;
+	struct node *n;
+
+	if (f->interested || f->r->m->options->shared_store ||
+	    name_encode(item->logical, item->type == DT_REG, &store_name))
+		return NULL;
+	n = tree_find_listed(t, f->d->node, store_name.s);
+	if (n && IFTODT(n->type) != item->type) {
+		node_unref(t, n);
+		n = NULL;
+	}
+	return n;
+}
+
+/* Finds out what is to be said of an item; *ret_n is referenced, or NULL. -ENOENT: it is gone. */
+static errint_t look_at_item(const struct filling *f, const struct listing_item *item,
+                             struct fuse_entry_param *e, struct node **ret_n)
+{
+	struct mount *m = f->r->m;
+	bool attributes = f->plus && (f->interested || f->r->off == 0);
+	struct stat st;
+	errint_t err = 0;
+
+	e->attr.st_mode = DTTOIF(item->type);
+	e->attr.st_ino = UNKNOWN_INO;
+	*ret_n = find_listed(f, item);
+	if (!*ret_n) {
+		rwlock_rd(&m->tree->ns);
+		err = resolve_name(m->tree, f->d->node, item->logical, ret_n, &st);
+		if (!err && attributes)
+			fill_attr(m, *ret_n, &st, e);
+		rwlock_drop(&m->tree->ns);
+	}
+	if (!err && !e->ino) { /* without its attributes */
+		e->attr.st_mode = (*ret_n)->type;
+		e->attr.st_ino = (*ret_n)->ino;
+	}
+	return err;
+}
+
 /* False: it did not fit. A name that is gone fits. */
 static bool fill_item(struct filling *f, const struct listing_item *item, uint64_t next_off)
 {
 	struct mount *m = f->r->m;
 	struct fuse_entry_param e = {0};
 	struct node *n = NULL;
-	struct stat st;
-	errint_t err;
 	bool fits;
 
-	e.attr.st_mode = DTTOIF(item->type);
-	e.attr.st_ino = UNKNOWN_INO;
-	rwlock_rd(&m->tree->ns);
-	err = resolve_name(m->tree, f->d->node, item->logical, &n, &st);
-	if (!err) {
-		e.attr.st_mode = n->type;
-		e.attr.st_ino = n->ino;
-		if (f->plus)
-			fill_attr(m, n, &st, &e);
-	}
-	rwlock_drop(&m->tree->ns);
-	if (err == -ENOENT)
+	if (look_at_item(f, item, &e, &n) == -ENOENT)
 		return true;
 	fits = fill_one(f, item->logical, &e, next_off);
 	if (fits && f->plus && e.ino) {
@@ -359,7 +395,12 @@ static void fill_from(struct filling *f, const struct snapshot *s)
 
 static enum run_end run_read_dir(struct request *r, bool plus)
 {
-	struct filling f = {.r = r, .d = r->dir_handle, .plus = plus};
+	struct filling f = {
+	    .r = r,
+	    .d = r->dir_handle,
+	    .plus = plus,
+	    .interested = interest_has(&r->m->interest, r->pid),
+	};
 	struct snapshot *s = r->off ? snapshot_get(f.d) : NULL;
 	errint_t err = 0;
 

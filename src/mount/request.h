@@ -36,6 +36,7 @@
 #include "base/log.h"
 #include "base/sysio.h"
 #include "base/workers.h"
+#include "mount/interest.h"
 #include "mount/mount.h"
 #include "tree/resolve.h"
 
@@ -60,6 +61,8 @@ struct mount {
 	int mount_id;      /* in /proc/self/mountinfo; -1 unknown */
 	void (*ready)(void *ctx);
 	void *ready_ctx;
+
+	struct interest interest; /* in attributes of what is listed */
 
 	_Atomic unsigned inline_now; /* RUN_STORE requests on loop threads */
 	_Atomic unsigned inline_all; /* these and RUN_POOL ones */

@@ -267,6 +267,21 @@ struct node *tree_find_name(struct tree *t, struct node *parent, const char *sto
 	return n;
 }
 
+struct node *tree_find_listed(struct tree *t, struct node *parent, const char *store_name)
+{
+	struct node_name *name;
+	struct node *n = NULL;
+
+	lock_take(&t->lock);
+	name = by_name_locked(t, parent, store_name);
+	if (name && name->node->nlookup > 0 && !name->node->raw) {
+		n = name->node;
+		n->refs++;
+	}
+	lock_drop(&t->lock);
+	return n;
+}
+
 uint64_t tree_count(struct tree *t)
 {
 	uint64_t count;

@@ -125,6 +125,9 @@ void tree_give_back(struct tree *t);
 /* The node of a number, referenced; NULL if not in the table (FUSE: ESTALE). */
 struct node *tree_get(struct tree *t, uint64_t ino);
 struct node *tree_find_ident(struct tree *t, const struct ident *ident);
+/* The node that is known to have this name and that the kernel knows too, referenced, or NULL. No
+ * look into the store: what was put there behind us is not noticed. */
+struct node *tree_find_listed(struct tree *t, struct node *parent, const char *store_name);
 void node_ref(struct tree *t, struct node *n);
 void node_unref(struct tree *t, struct node *n);      /* NULL is fine */
 void node_add_lookup(struct tree *t, struct node *n); /* one more for the kernel */

@@ -35,160 +35,9 @@
 #include "base/cancel.h"
 #include "base/clock.h"
 #include "base/sysio.h"
+#include "tree/trailer.h"
 
 #define TRIES 8 /* looks at a directory in which somebody is busy */
-
-/* ---- reading trailers ---- */
-
-struct trailer {
-	struct stat st;
-	struct ident ident;
-	bool unreadable; /* -EACCES: the rest is not known */
-	uint32_t kind;
-	uint64_t logical_size;
-	uint64_t hash[2];
-	bool has_frame;
-	struct cellar_frame frame;
-	uint32_t frames;
-	uint64_t dead_bytes;
-};
-
-static void note_object(struct trailer *r, const struct object *o)
-{
-	r->kind = o->kind;
-	r->logical_size = o->kind == OBJECT_EMPTY ? 0 : o->logical_size;
-	memcpy(r->hash, o->trailer_hash, sizeof(r->hash));
-	r->has_frame = o->has_cellar_frame;
-	r->frame = o->cellar;
-	for (size_t i = 0; i < o->table.count; i++) {
-		if (o->table.entries[i].logical_len)
-			r->frames++;
-		else
-			r->dead_bytes += o->table.entries[i].stored_len;
-	}
-	if (r->has_frame && r->dead_bytes >= CELLARFRAME_LEN)
-		r->dead_bytes -= CELLARFRAME_LEN;
-}
-
-/* -ESTALE: the name leads to something else than `want`. */
-static errint_t read_trailer(int dirfd, const char *store_name, const struct ident *want,
-                             struct trailer *ret, char **cause)
-{
-	struct trailer r = {.kind = OBJECT_FOREIGN, .logical_size = OBJECT_SIZE_UNKNOWN};
-	cleanup_fd int fd = store_open_object(dirfd, store_name);
-	struct object o;
-	errint_t err;
-
-	if (fd == -EACCES) {
-		r.unreadable = true;
-		r.ident = *want;
-		err = sys_fstatat(dirfd, store_name, &r.st, AT_SYMLINK_NOFOLLOW);
-		if (!err)
-			*ret = r;
-		return err;
-	}
-	if (fd < 0)
-		return fd == -ENOENT || fd == -ELOOP ? -ESTALE : fd;
-	err = sys_fstat(fd, &r.st);
-	if (!err)
-		err = ident_get(fd, "", &r.ident);
-	if (err)
-		return err;
-	if (!S_ISREG(r.st.st_mode) || !ident_equal(&r.ident, want))
-		return -ESTALE;
-	err = object_open(fd, &o, cause);
-	if (err)
-		return err;
-	note_object(&r, &o);
-	object_close(&o);
-	*ret = r;
-	return 0;
-}
-
-/* ---- rows ---- */
-
-static bool hash_is_none(const uint64_t hash[2])
-{
-	return !hash[0] && !hash[1];
-}
-
-/* Nobody could read it: worth another try once its mode (and so its ctime) changes. */
-static bool row_is_unreadable(const struct catalog_file *row)
-{
-	return row->kind == OBJECT_FOREIGN && row->logical_size == OBJECT_SIZE_UNKNOWN &&
-	       hash_is_none(row->trailer_hash);
-}
-
-/* Whether what the row says of a regular file's contents holds for st. */
-static bool row_matches(const struct catalog_file *row, const struct stat *st)
-{
-	return row->stored_size == (uint64_t)st->st_size &&
-	       !timespec_cmp(&row->stored_mtime, &st->st_mtim) &&
-	       (!row_is_unreadable(row) || !timespec_cmp(&row->seen_ctime, &st->st_ctim));
-}
-
-/* Makes row_matches() false for any st: of the contents nothing is known. */
-static void row_set_unknown(struct catalog_file *row)
-{
-	row->kind = OBJECT_FOREIGN;
-	row->logical_size = OBJECT_SIZE_UNKNOWN;
-	row->stored_size = 0;
-	row->stored_mtime = (struct timespec){.tv_nsec = -1};
-}
-
-static struct catalog_file row_new(const struct ident *ident, uint64_t ino,
-                                   const struct stat *st)
-{
-	return (struct catalog_file){
-	    .ident = *ident,
-	    .ino = ino,
-	    .type = st->st_mode & S_IFMT,
-	    .stored_size = (uint64_t)st->st_size,
-	    .stored_mtime = st->st_mtim,
-	    .ctime = st->st_ctim,
-	    .seen_ctime = st->st_ctim,
-	    .mtime = st->st_mtim,
-	};
-}
-
-/* Shown as it is, whatever the bytes are. */
-static void row_set_plain(struct catalog_file *row)
-{
-	row->kind = OBJECT_PLAIN;
-	row->logical_size = row->stored_size;
-}
-
-static bool frame_is_ours(const struct tree *t, const struct trailer *r)
-{
-	return r->has_frame && uuid_equal(&r->frame.pool, &t->pool);
-}
-
-/* What the trailer says, for number ino. before: what was known of this identity, or NULL:
- * it keeps its logical ctime. */
-static struct catalog_file row_of_trailer(const struct tree *t, const struct trailer *r,
-                                          uint64_t ino, const struct catalog_file *before)
-{
-	struct catalog_file row = row_new(&r->ident, ino, &r->st);
-
-	row.kind = r->kind;
-	row.logical_size = r->logical_size;
-	memcpy(row.trailer_hash, r->hash, sizeof(row.trailer_hash));
-	row.frames = r->frames;
-	row.dead_bytes = r->dead_bytes;
-	if (r->has_frame) {
-		row.seq = r->frame.seq;
-		row.level = r->frame.level;
-	}
-	if (before) {
-		row.ctime = before->ctime;
-		row.seen_ctime = before->seen_ctime;
-	} else if (frame_is_ours(t, r) && r->frame.ino == ino) {
-		row.ctime = r->frame.ctime;
-	}
-	if (r->unreadable)
-		row.seen_ctime = r->st.st_ctim;
-	return row;
-}
 
 /* ---- probing ---- */
 
@@ -197,9 +46,19 @@ struct look {
 	struct tree *tree;
 	bool have_trailer;
 	struct trailer trailer;
+	struct ident asked; /* of this identity: whether, and which, row there was */
 	bool have_row;
 	struct catalog_file row;
 };
+
+static bool find_row(struct look *look, const struct ident *ident, const struct stat *st)
+{
+	look->asked = *ident;
+	look->have_row = catalog_file_get(look->tree->catalog, ident, &look->row) &&
+	                 look->row.type == (st->st_mode & S_IFMT) &&
+	                 look->row.ino > TREE_ROOT_INO;
+	return look->have_row;
+}
 
 /* Memory knows that the inode of this identity is an object: it was resolved as one. */
 static bool is_known_object(struct tree *t, const struct ident *ident)
@@ -226,16 +85,15 @@ static int probe(struct look *look, int dirfd, const char *store_name,
                  const struct stat *st, const struct ident *ident)
 {
 	struct tree *t = look->tree;
-	struct catalog_file row;
 	errint_t err;
 
 	if (is_known_object(t, ident))
 		return 1;
 	/* A plain file's row without a hash was made without a look at the bytes. */
-	if (catalog_file_get(t->catalog, ident, &row) && row_matches(&row, st) &&
-	    !hash_is_none(row.trailer_hash))
-		return counts_as_object(t, row.kind, row.seq > 0);
-	err = read_trailer(dirfd, store_name, ident, &look->trailer, NULL);
+	if (find_row(look, ident, st) && row_matches(&look->row, st) &&
+	    !row_hash_is_none(look->row.trailer_hash))
+		return counts_as_object(t, look->row.kind, look->row.seq > 0);
+	err = trailer_read(dirfd, store_name, ident, &look->trailer, NULL);
 	if (err)
 		return err;
 	look->have_trailer = true;
@@ -276,7 +134,7 @@ static bool frame_number_counts(struct tree *t, const struct trailer *r)
 	struct catalog_file row;
 	bool given_out;
 
-	if (!frame_is_ours(t, r) || r->frame.ino <= TREE_ROOT_INO)
+	if (!trailer_is_ours(t, r) || r->frame.ino <= TREE_ROOT_INO)
 		return false;
 	lock_take(&t->store->lock);
 	given_out = r->frame.ino < t->store->next_ino;
@@ -284,14 +142,6 @@ static bool frame_number_counts(struct tree *t, const struct trailer *r)
 	/* What was never given out will be, to somebody else. */
 	return given_out && (!catalog_file_by_ino(t->catalog, r->frame.ino, &row) ||
 	                     row.seq < r->frame.seq);
-}
-
-static bool find_row(struct look *look, const struct entry *e)
-{
-	look->have_row = catalog_file_get(look->tree->catalog, &e->ident, &look->row) &&
-	                 look->row.type == (e->st.st_mode & S_IFMT) &&
-	                 look->row.ino > TREE_ROOT_INO;
-	return look->have_row;
 }
 
 /* The row for an entry that memory does not know, with the number it should have.
@@ -383,7 +233,7 @@ static errint_t give_number(struct tree *t, struct node *dir, const struct entry
 	 * another directory's lock if it has more names. */
 	if (alone) {
 		lock_take(&t->numbers);
-		(void)find_row(look, e);
+		(void)find_row(look, &e->ident, &e->st);
 	}
 	err = make_row(t, e, look, first, ret_row, &valid);
 	if (!err) {
@@ -503,10 +353,12 @@ static errint_t learn(struct look *look, int dirfd, const struct entry *e)
 
 	if (look->have_trailer && !ident_equal(&look->trailer.ident, &e->ident))
 		look->have_trailer = false;
-	if (find_row(look, e) || look->have_trailer || e->form != ENTRY_OBJECT ||
+	if (!ident_equal(&look->asked, &e->ident))
+		(void)find_row(look, &e->ident, &e->st);
+	if (look->have_row || look->have_trailer || e->form != ENTRY_OBJECT ||
 	    !e->st.st_size)
 		return 0;
-	err = read_trailer(dirfd, e->store_name.s, &e->ident, &look->trailer, NULL);
+	err = trailer_read(dirfd, e->store_name.s, &e->ident, &look->trailer, NULL);
 	look->have_trailer = !err;
 	return err == -ESTALE ? -EAGAIN : err;
 }
@@ -686,7 +538,8 @@ errint_t resolve_store_path(struct tree *t, const char *store_path, struct node 
 static bool info_is_current(const struct node *n, const struct stat *st)
 {
 	/* A stamp is compared with the hash of a file that has a scratch. */
-	bool hash_missing = n->plain && n->scratch && hash_is_none(n->info.trailer_hash);
+	bool hash_missing =
+	    n->plain && n->scratch && row_hash_is_none(n->info.trailer_hash);
 	bool same = n->info_valid && ident_equal(&n->info.ident, &n->ident);
 
 	if (!S_ISREG(n->type) || (same && n->in_place))
@@ -725,7 +578,7 @@ static errint_t read_info(struct tree *t, struct node *n, int dirfd, const char 
                           char **cause)
 {
 	struct trailer r;
-	errint_t err = read_trailer(dirfd, store_name, &n->ident, &r, cause);
+	errint_t err = trailer_read(dirfd, store_name, &n->ident, &r, cause);
 
 	if (err)
 		return err;
