@@ -103,6 +103,7 @@ errint_t pool_set_times(struct node *n, const struct timespec ts[2])
 		if (sys_fstat(fd, &st) == 0)
 			s->mtime = st.st_mtim;
 		content_own_change(s->pool, s);
+		tail_fill_set_time(s, &s->mtime);
 		if (s->record.state == RECORD_DIRTY) {
 			s->record.flags |= RECORD_MTIME_SET;
 			ns = atomic_load(&s->last_write_ns);

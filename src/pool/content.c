@@ -101,8 +101,14 @@ static void fold(struct pool *p, struct scratch *s, const struct stat *st)
 
 errint_t content_stat(struct pool *p, struct scratch *s, struct stat *st)
 {
-	if (s->fd >= 0)
-		return sys_fstat(s->fd, st);
+	errint_t r;
+
+	if (s->fd >= 0) {
+		r = sys_fstat(s->fd, st);
+		if (r == 0)
+			tail_fill_stat(s, st);
+		return r;
+	}
 	return sys_fstatat(p->scratch_fd, scratch_name(s->ino).s, st, AT_SYMLINK_NOFOLLOW);
 }
 

@@ -365,28 +365,6 @@ static errint_t copy_attributes(struct job *j, bool *ret_refused)
 	return r;
 }
 
-/* Hydrates what is open and partly there; without a change by a user its mtime stays. */
-static errint_t make_whole(struct pool *p, struct scratch *s)
-{
-	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}};
-	uint64_t gen = atomic_load(&s->gen);
-	struct stat before;
-	errint_t r = sys_fstat(s->fd, &before);
-
-	if (r == 0)
-		r = hydrate_range(p, s, 0, UINT64_MAX);
-	if (r < 0)
-		return r;
-	ts[1] = before.st_mtim;
-	lock_take(&s->node->lock);
-	rwlock_wr(&s->gate);
-	if (atomic_load(&s->gen) == gen)
-		r = sys_futimens(s->fd, ts);
-	rwlock_drop(&s->gate);
-	lock_drop(&s->node->lock);
-	return r;
-}
-
 /* What is copied over an object takes the place of bytes that a tail still asks for (tail.c, T1):
  * there it must be whole first. -EAGAIN: it is by now, and what was found out of it does not
  * hold any more. */
@@ -404,7 +382,7 @@ static errint_t whole_before_copy(struct pool *p, struct job *j)
 		return 0;
 	r = pool_open_file(p, j->n, POOL_READ);
 	if (r == 0) {
-		r = make_whole(p, j->s);
+		r = hydrate_range(p, j->s, 0, UINT64_MAX);
 		pool_close_file(p, j->n, POOL_READ);
 	}
 	return r == 0 ? -EAGAIN : r;
@@ -533,21 +511,26 @@ static errint_t refresh_attributes(struct job *j)
 	return r;
 }
 
-/* The content is what the object says already; its mtime may not be. */
+/* The content is what the object says already; its mtime may not be. Nor its ctime, where a write that
+ * changed nothing came while the flush before was under way: that took the mtime with it. */
 static errint_t set_times(struct pool *p, struct job *j)
 {
 	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, {0}};
 	struct stat st, now;
 	errint_t r = sys_fstat(j->in_fd, &st);
 
-	if (r < 0 || timespec_cmp(&st.st_mtim, &j->target_st.st_mtim) == 0)
+	if (r == 0)
+		r = sys_fstat(j->target_fd, &now);
+	if (r < 0)
 		return r;
+	j->ctime = job_logical_ctime(j, &now);
 	ts[1] = st.st_mtim;
-	r = sys_fstat(j->target_fd, &now);
-	if (r == 0) {
-		j->ctime = job_logical_ctime(j, &now);
-		r = sys_futimens(j->target_fd, ts);
+	if (timespec_cmp(&st.st_mtim, &now.st_mtim) == 0) {
+		if (timespec_cmp(&j->ctime, &j->n->info.ctime) != 0)
+			resolve_keep_ctime(p->tree, j->n, &now, &j->ctime);
+		return 0;
 	}
+	r = sys_futimens(j->target_fd, ts);
 	if (r == 0)
 		r = sys_fstat(j->target_fd, &now);
 	if (r == 0) {

@@ -28,7 +28,8 @@
 #include "pool/trust.h"
 #include "store/attrs.h"
 
-#define SAMPLE_BYTES (256U << 10) /* written since the last look at how large it is */
+#define CLOCK_SET_BACK_NS 1000000000LL
+#define SAMPLE_BYTES      (256U << 10) /* written since the last look at how large it is */
 
 struct new_scratch {
 	struct scratch *s;
@@ -37,9 +38,12 @@ struct new_scratch {
 /* ---- making a scratch ---- */
 
 /* The content changed: the logical ctime is the mtime that the kernel has given it, so that
- * whoever reads it from the scratch after kill -9 finds the same. s->fd is open. */
+ * whoever reads it from the scratch after kill -9 finds the same. Of two that change it at once the
+ * earlier one may be here last: the later time stays, unless the clock was set back. s->fd is
+ * open. */
 static void note_change(struct scratch *s)
 {
+	int64_t ns, before = atomic_load(&s->last_write_ns);
 	struct timespec now;
 	struct stat st;
 
@@ -47,7 +51,10 @@ static void note_change(struct scratch *s)
 		now = st.st_mtim;
 	else
 		(void)clock_gettime(CLOCK_REALTIME, &now);
-	atomic_store(&s->last_write_ns, now.tv_sec * 1000000000LL + now.tv_nsec);
+	ns = now.tv_sec * 1000000000LL + now.tv_nsec;
+	while ((ns > before || before - ns > CLOCK_SET_BACK_NS) &&
+	       !atomic_compare_exchange_weak(&s->last_write_ns, &before, ns))
+		;
 }
 
 static int open_object(int dirfd, const char *name, struct stat *st)

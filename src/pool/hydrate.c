@@ -798,15 +798,17 @@ static errint_t fill(struct pool *p, struct scratch *s, uint64_t off, uint64_t l
 	struct node *n = s->node;
 	struct want w = {0};
 	struct hydration *h;
+	bool helped, tail;
 	size_t from, to;
-	bool helped;
 	errint_t r;
 
 	lock_take(&n->lock);
 	h = s->hydration;
-	if (!h) {
+	tail = tail_is_dirty(s);
+	r = tail ? tail_fill_begin(s) : 0;
+	if (!h || r < 0) {
 		lock_drop(&n->lock);
-		return 0;
+		return r;
 	}
 	hydrate_get(h); /* (H4) */
 	hydrate_units_of(h, off, len, &from, &to);
@@ -830,6 +832,11 @@ static errint_t fill(struct pool *p, struct scratch *s, uint64_t off, uint64_t l
 		lock_drop(&h->lock);
 		if (complete) /* an empty file, or where ending it failed before */
 			r = hydrate_finish(p, s, s->fd);
+	}
+	if (tail) {
+		errint_t end = tail_fill_end(s);
+
+		r = r < 0 ? r : end;
 	}
 	hydrate_put(h);
 	lock_drop(&n->lock);

@@ -94,6 +94,10 @@ struct scratch {
 	bool was_direct;   /* the kernel served it: somebody may still have it mapped */
 	uint64_t seen_size;
 	struct timespec seen_mtime;
+	/* tail.c (T6): how many fill it, and the mtime that it has while gen stays */
+	unsigned filling;
+	uint64_t filling_gen;
+	struct timespec filling_mtime;
 
 	_Atomic uint64_t links; /* of the object when it was last looked at; 0: not known */
 	_Atomic bool whole;     /* hydration == NULL, readable without the lock */
@@ -266,6 +270,14 @@ void scratch_correct_info(struct pool *p, struct node *n, const struct stamp *no
 /* Whether what is partly hydrated may be written to at its end as it is. node->lock held. */
 bool tail_possible(const struct pool *p, const struct scratch *s);
 bool tail_is_dirty(const struct scratch *s); /* node->lock held */
+/* (T6): around hydrating a dirty tail; its mtime stays what it is. node->lock held; begin only where
+ * tail_is_dirty(). */
+errint_t tail_fill_begin(struct scratch *s);
+errint_t tail_fill_end(struct scratch *s);
+/* What fstat() said of the scratch, corrected. node->lock held. */
+void tail_fill_stat(const struct scratch *s, struct stat *st);
+/* Somebody has set its mtime. node->lock held. */
+void tail_fill_set_time(struct scratch *s, const struct timespec *mtime);
 /* Before tail_begin(): nobody fills the scratch any more. -EAGAIN where it would wait and !wait;
  * node->lock is given up meanwhile. */
 errint_t tail_quiet(struct pool *p, struct scratch *s, bool wait);

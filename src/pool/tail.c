@@ -18,6 +18,8 @@
  *       it is shorter, it is a whole file whatever the record says (record_settle).
  *  (T4) No unit is written at or past `ask`, whatever the base has there.
  *  (T5) A clean tail is worth nothing once it is closed, and dropped.
+ *  (T6) While a dirty tail is made whole its mtime is what it was before: that is shown (content_stat),
+ *       and put back at the end. Who writes meanwhile moves it, and then it stays so.
  */
 #include <string.h>
 #include <unistd.h>
@@ -111,6 +113,50 @@ errint_t tail_whole(struct pool *p, struct scratch *s, int fd)
 	if (r < 0)
 		s->record = before;
 	return r;
+}
+
+errint_t tail_fill_begin(struct scratch *s)
+{
+	struct stat st;
+	errint_t r = 0;
+
+	lock_assert_held(&s->node->lock);
+	if (s->filling == 0) {
+		r = sys_fstat(s->fd, &st);
+		if (r < 0)
+			return r;
+		s->filling_mtime = st.st_mtim;
+		s->filling_gen = atomic_load(&s->gen);
+	}
+	s->filling++;
+	return 0;
+}
+
+errint_t tail_fill_end(struct scratch *s)
+{
+	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, s->filling_mtime};
+	errint_t r = 0;
+
+	lock_assert_held(&s->node->lock);
+	if (--s->filling > 0)
+		return 0;
+	rwlock_wr(&s->gate); /* no write between the look at gen and the time */
+	if (atomic_load(&s->gen) == s->filling_gen)
+		r = sys_futimens(s->fd, ts);
+	rwlock_drop(&s->gate);
+	return r;
+}
+
+void tail_fill_stat(const struct scratch *s, struct stat *st)
+{
+	if (s->filling > 0 && atomic_load(&s->gen) == s->filling_gen)
+		st->st_mtim = s->filling_mtime;
+}
+
+void tail_fill_set_time(struct scratch *s, const struct timespec *mtime)
+{
+	s->filling_mtime = *mtime;
+	s->filling_gen = atomic_load(&s->gen);
 }
 
 errint_t tail_cut(struct pool *p, struct scratch *s)

@@ -13,6 +13,8 @@ import time
 import pytest
 
 from harness import (
+    FALLOC_KEEP_SIZE,
+    FALLOC_PUNCH_HOLE,
     KIB,
     MIB,
     ROOT,
@@ -21,6 +23,7 @@ from harness import (
     SOAK,
     child,
     errno_of,
+    fallocate,
     noise,
     read_file,
     reap,
@@ -212,6 +215,29 @@ def test_a_change_during_a_flush_keeps_its_ctime(box, mode, how):
     assert identity(path) == before
     c.remount()
     assert identity(path) == before and before["xattrs"] == [("user.late", b"1")]
+
+
+def test_a_hole_made_during_a_flush_keeps_its_ctime(box, mode):
+    """Past the end: the flush goes on, and takes the new mtime with it. The next one finds nothing to
+    write, and the ctime is that of the hole all the same."""
+    held = os.path.join(box.path, "held")
+    c = box.cellar(writeback_delay="1h", **mode)
+    c.start(env={"CELLAR_TEST_STEP": "flush.encoded=wait", "CELLAR_TEST_STEP_FILE": held})
+    path = c.write("f", text(20 * KIB, 1))
+    pid = spawn(c.flush)
+    wait_for(lambda: os.path.exists(held), what="the flush to come to the step")
+    fd = os.open(path, os.O_WRONLY)
+    fallocate(fd, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, 64 * KIB, 128 * KIB)
+    os.close(fd)
+    before = identity(path)
+    os.unlink(held)
+    assert reap(pid) == 0
+    c.flush()
+    assert identity(path) == before
+    c.make_cold("f")
+    assert identity(path) == before
+    c.remount()
+    assert identity(path) == before
 
 
 def test_directory_times(plain):

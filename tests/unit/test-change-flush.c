@@ -8,6 +8,7 @@
 #include <pthread.h>
 
 #include "codec/plan.h"
+#include "pool/content.h"
 
 #define FRAME (64U << 10)
 #define SIZE  (FRAME * 40 + 1000)
@@ -783,6 +784,79 @@ static void test_tail_becomes_whole(void **state)
 	}
 }
 
+static bool shows(struct fixture *f, struct node *n, const struct timespec *mtime)
+{
+	struct stat st;
+	bool same;
+
+	lock_take(&n->lock);
+	FX_CHECK(content_stat(f->pool, n->scratch, &st) == 0);
+	same = timespec_cmp(&st.st_mtim, mtime) == 0;
+	lock_drop(&n->lock);
+	return same;
+}
+
+static void fill_begin(struct node *n)
+{
+	lock_take(&n->lock);
+	FX_CHECK(tail_fill_begin(n->scratch) == 0);
+	lock_drop(&n->lock);
+	clock_sleep_ms(20); /* more than a tick of the clock that files are stamped with */
+	FX_CHECK(pwrite(n->scratch->fd, data, 10, 0) == 10);
+}
+
+static void fill_end(struct node *n)
+{
+	lock_take(&n->lock);
+	FX_CHECK(tail_fill_end(n->scratch) == 0);
+	lock_drop(&n->lock);
+}
+
+/* (T6) */
+static void test_tail_time(void **state)
+{
+	struct timespec set[2] = {{.tv_nsec = UTIME_OMIT}, {1234567890, 5}};
+	struct fixture f;
+	struct stat st;
+	struct node *n;
+
+	n = make_large(*state, &f);
+	FX_CHECK(pool_open_file(f.pool, n, POOL_READ | POOL_WRITE) == 0);
+	fx_pwrite(&f, n, data + len, 300, len);
+	len += 300;
+	FX_CHECK(fstat(n->scratch->fd, &st) == 0);
+	fill_begin(n);
+	fill_begin(n); /* two fill it */
+	assert_true(shows(&f, n, &st.st_mtim));
+	fill_end(n);
+	assert_true(shows(&f, n, &st.st_mtim));
+	fill_end(n);
+	assert_true(shows(&f, n, &st.st_mtim));
+	fill_begin(n);
+	fx_pwrite(&f, n, data + len, 300, len);
+	len += 300;
+	assert_false(shows(&f, n, &st.st_mtim));
+	fill_end(n);
+	assert_false(shows(&f, n, &st.st_mtim));
+	fill_begin(n);
+	lock_take(&n->lock);
+	FX_CHECK(pool_set_times(n, set) == 0);
+	lock_drop(&n->lock);
+	FX_CHECK(pwrite(n->scratch->fd, data, 10, 0) == 10);
+	assert_true(shows(&f, n, &set[1]));
+	fill_end(n);
+	assert_true(shows(&f, n, &set[1]));
+	FX_CHECK(hydrate_range(f.pool, n->scratch, 0, UINT64_MAX) == 0);
+	assert_null(n->scratch->hydration);
+	assert_true(shows(&f, n, &set[1]));
+	assert_int_equal(n->scratch->filling, 0);
+	pool_close_file(f.pool, n, POOL_READ | POOL_WRITE);
+	fx_flush(&f);
+	see(&f, n);
+	node_unref(f.tree, n);
+	fx_close(&f);
+}
+
 /* A foreign object under a dirty tail keeps the name; the tail goes to lost+found. */
 static void test_tail_alone(void **state)
 {
@@ -877,6 +951,7 @@ int main(void)
 	    T(test_tail_not_written),
 	    T(test_tail_reads),
 	    T(test_tail_becomes_whole),
+	    T(test_tail_time),
 	    T(test_tail_alone),
 	};
 
