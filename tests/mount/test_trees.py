@@ -251,6 +251,9 @@ def together(top, stop, seed):
 
     while not os.path.exists(stop):
         what = rng.randrange(8)
+        if rng.random() < 0.01:  # directories move into each other: not for ever
+            top_one = os.path.join(top, rng.choice(NAMES[:3]))
+            subprocess.run(["rm", "-rf", top_one], stderr=subprocess.DEVNULL, check=False)
         a, b = somewhere(), somewhere()
         if what == 0:
             errno_of(os.makedirs, a)
