@@ -904,7 +904,7 @@ static void loop_init(struct loop *l, const struct operation *op, struct tally *
 #if defined(__SANITIZE_ADDRESS__)
 	l->divisor = 5;
 #elif defined(__SANITIZE_THREAD__)
-	l->divisor = 23;
+	l->divisor = 47;
 #endif
 	l->w.op = op->name;
 	(void)snprintf(tally->op, sizeof(tally->op), "%s", op->name);
