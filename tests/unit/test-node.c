@@ -156,7 +156,11 @@ static void test_forget_too_much(void **state)
 	bed_put(b, n);
 }
 
+#ifdef __SANITIZE_THREAD__
+#define DEPTH 5000
+#else
 #define DEPTH 20000
+#endif
 
 static void test_deep(void **state)
 {
