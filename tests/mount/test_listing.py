@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+from harness import read_file, write_file
+
 COUNT = 500  # files in a directory: several times what the first reply holds
 
 # In a process of its own: who asks is known by its number. Its own start is no look at the mount.
@@ -15,17 +17,14 @@ for d in sys.argv[1:]:
 
 def tree_of_objects(box, mode, dirs):
     c = box.cellar(**mode).start()
-    with open(c.path("one"), "wb") as f:
-        f.write(b"text\n" * 100)
+    c.write("one", b"text\n" * 100)
     c.flush()
     c.stop()
-    with open(c.store_path("one.zst"), "rb") as f:
-        data = f.read()
+    data = read_file(c.store_path("one.zst"))
     for d in dirs:
         os.mkdir(c.store_path(d))
         for i in range(COUNT):
-            with open(c.store_path(f"{d}/f{i}.zst"), "wb") as f:
-                f.write(data)
+            write_file(c.store_path(f"{d}/f{i}.zst"), data)
     c.start()
     return c
 

@@ -1,7 +1,6 @@
 /* mount/interest.c: a guess lasts some seconds, and is nobody else's. */
 #include "harness.h"
 
-#include "base/clock.h"
 #include "mount/interest.h"
 
 static void test_nobody(void **state)
