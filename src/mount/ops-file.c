@@ -172,8 +172,8 @@ static errint_t taken(const struct request *r)
 	return r->flags & O_EXCL ? -EEXIST : -ESTALE;
 }
 
-/* The object was made, its file could not be. Returns err. */
-static errint_t take_back(struct creation *c, int dirfd, const char *store_name,
+/* The object, open as fd, was made, its file could not be. Returns err; closes fd. */
+static errint_t take_back(struct creation *c, int dirfd, const char *store_name, int fd,
                           errint_t err)
 {
 	errint_t r = sys_unlinkat(dirfd, store_name, 0);
@@ -182,11 +182,12 @@ static errint_t take_back(struct creation *c, int dirfd, const char *store_name,
 		cleanup_free char *name = text_escape(store_name);
 
 		log_err("\"%s\" could not be created (%s), and its empty object not be "
-		        "removed (%s): it stays as an empty file, perhaps only after the "
-		        "next start",
+		        "removed (%s): it stays as an empty file",
 		        name, strerror(-err), strerror(-r));
-		pool_keep_new(c->r->m->pool, c->scratch);
+		pool_keep_new(c->r->m->pool, c->scratch, fd);
 		c->scratch = NULL;
+	} else {
+		(void)sys_close(fd);
 	}
 	return err;
 }
@@ -214,10 +215,12 @@ static errint_t create_in(struct creation *c, int dirfd)
 	creds_leave(r);
 	if (fd < 0)
 		return fd == -EEXIST ? taken(r) : fd;
-	attrs_mark_new(fd, &r->m->tree->pool);
+	(void)attrs_mark_new(fd, &r->m->tree->pool);
 	err = join_new(c, dirfd, store_name.s, fd);
+	if (err)
+		return take_back(c, dirfd, store_name.s, fd, err);
 	(void)sys_close(fd);
-	return err ? take_back(c, dirfd, store_name.s, err) : 0;
+	return 0;
 }
 
 static errint_t create_locked(struct creation *c)

@@ -498,6 +498,7 @@ static void *house_main(void *arg)
 		flush_house(p);
 		sync_house(p);
 		evict_doomed(p);
+		unborn_house(p);
 		tree_give_back(p->tree);
 		lock_take(&p->lock);
 	}

@@ -82,7 +82,7 @@ static void remember_owner(struct scratch *s, const struct stat *st)
 	atomic_store(&s->links, st->st_nlink);
 }
 
-/* A new file that a power cut left without scratch: as it was made, and soon a valid object. */
+/* A new file that a power cut or a failed creation left without scratch: as it was made, and soon a valid object. */
 static void start_empty(struct pool *p, struct scratch *s, const struct stat *st)
 {
 	struct timespec ts[2] = {{.tv_nsec = UTIME_OMIT}, st->st_mtim};
@@ -113,7 +113,7 @@ static errint_t start_cold(struct pool *p, struct node *n, unsigned flags,
 	}
 	if (n->plain)
 		object.kind = OBJECT_PLAIN, object.logical_size = object.stored_size;
-	is_new = object.kind == OBJECT_EMPTY && attrs_is_marked_new(fd, &p->place.uuid);
+	is_new = object.kind == OBJECT_EMPTY && unborn_is(p, fd);
 	if (!is_new && !(flags & POOL_TRUNC) &&
 	    (object.kind == OBJECT_EMPTY || (object.kind == OBJECT_PLAIN && !n->plain))) {
 		const char *why = object.kind == OBJECT_EMPTY
@@ -184,6 +184,7 @@ static errint_t start_cold(struct pool *p, struct node *n, unsigned flags,
 	scratch_register(p, s);
 	if (!is_new && !(flags & POOL_TRUNC))
 		return 0;
+	unborn_came(p, fd, n->ino);
 	if (!(flags & POOL_TRUNC))
 		start_empty(p, s, &st);
 	r = 0; /* the object is not needed */
@@ -756,9 +757,9 @@ void pool_abandon_new(struct pool *p, struct new_scratch *ns)
 	free(ns);
 }
 
-void pool_keep_new(struct pool *p, struct new_scratch *ns)
+void pool_keep_new(struct pool *p, struct new_scratch *ns, int fd)
 {
-	(void)p;
+	unborn_keep(p, fd, ns->s->ino);
 	scratch_free(ns->s);
 	free(ns);
 }

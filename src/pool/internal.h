@@ -33,6 +33,7 @@
 #include "pool/hydrate.h"
 #include "pool/pool.h"
 #include "pool/record.h"
+#include "pool/unborn.h"
 #include "tree/resolve.h"
 
 struct scratch_name {
@@ -195,7 +196,10 @@ struct pool {
 	size_t doomed_count, doomed_allocated;
 	struct lock damage_lock; /* LOCK_LEAF: the two below */
 	struct damaged *damaged; /* damage.c */
-	struct lock trust_lock;  /* LOCK_LEAF */
+	struct lock unborn_lock; /* LOCK_LEAF: the two below */
+	struct unborn *unborn;   /* unborn.c */
+	_Atomic unsigned unborn_count;
+	struct lock trust_lock; /* LOCK_LEAF */
 	struct trust trust;
 	struct lock seen_lock; /* LOCK_LEAF */
 	struct dir_seen *seen;

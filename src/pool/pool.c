@@ -112,6 +112,7 @@ errint_t pool_new(struct pool_place *place, struct tree *tree, const struct opti
 	lock_init(&p->seen_lock, LOCK_LEAF);
 	lock_init(&p->trust_lock, LOCK_LEAF);
 	lock_init(&p->damage_lock, LOCK_LEAF);
+	lock_init(&p->unborn_lock, LOCK_LEAF);
 	lock_cond_init(&p->work);
 	lock_cond_init(&p->progress);
 	lock_cond_init(&p->house);
@@ -240,6 +241,8 @@ void pool_close(struct pool *p)
 	pthread_cond_destroy(&p->progress);
 	pthread_cond_destroy(&p->house);
 	damage_clear(p);
+	unborn_clear(p);
+	lock_clear(&p->unborn_lock);
 	lock_clear(&p->damage_lock);
 	lock_clear(&p->seen_lock);
 	lock_clear(&p->trust_lock);

@@ -108,9 +108,10 @@ errint_t pool_prepare_new(struct pool *p, uint64_t ino, const char *store_path,
 errint_t pool_attach_new(struct pool *p, struct new_scratch *ns, struct node *n,
                          unsigned flags);
 void pool_abandon_new(struct pool *p, struct new_scratch *ns);
-/* Instead of pool_abandon_new() where the object was made and cannot be taken away again: the
- * record stays, so that the next start knows the 0-byte object as a new, empty file. */
-void pool_keep_new(struct pool *p, struct new_scratch *ns);
+/* Instead of pool_abandon_new() where the object, open for writing as fd, was made and cannot be taken
+ * away again: it is a new, empty file, for this daemon (unborn.h) and, since the record stays, for
+ * the next. Takes fd. */
+void pool_keep_new(struct pool *p, struct new_scratch *ns, int fd);
 
 /* ---- data of an open node ---- */
 

@@ -182,9 +182,9 @@ errint_t attrs_copy(int from, int to, const struct timespec *mtime, char **cause
 
 /* ---- the mark of a new file ---- */
 
-void attrs_mark_new(int fd, const struct uuid *pool)
+errint_t attrs_mark_new(int fd, const struct uuid *pool)
 {
-	(void)sys_fsetxattr(fd, NEW_MARK, pool->b, sizeof(pool->b), 0);
+	return sys_fsetxattr(fd, NEW_MARK, pool->b, sizeof(pool->b), 0);
 }
 
 bool attrs_is_marked_new(int fd, const struct uuid *pool)

@@ -19,7 +19,7 @@ errint_t attrs_copy(int from, int to, const struct timespec *mtime, char **cause
  * a file that this pool made and of which nothing was synced yet. So what a power cut may
  * leave of it, without a scratch, is an empty file and no damaged object. It goes with the first sync:
  * from then on a missing scratch is a loss. Filesystems and modes that refuse it: no mark. */
-void attrs_mark_new(int fd, const struct uuid *pool);
+errint_t attrs_mark_new(int fd, const struct uuid *pool);
 bool attrs_is_marked_new(int fd, const struct uuid *pool);
 void attrs_unmark_new(int fd);
 

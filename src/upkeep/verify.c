@@ -21,11 +21,13 @@
 #include "base/sysio.h"
 #include "base/text.h"
 #include "store/append.h"
+#include "store/attrs.h"
 
 #define ATTEMPTS 5
 
 struct verification {
 	uint64_t max_object;
+	struct uuid pool; /* whose mark on new files counts */
 	verify_unflushed_fn unflushed;
 	verify_report_fn report;
 	void *ctx;
@@ -162,9 +164,10 @@ static errint_t decode(int fd, struct finding *f)
 		f->stored_bytes = o.stored_size;
 		if (o.kind == OBJECT_EMPTY)
 			/* asked before it is looked at again: a flush in between shows there */
-			err = is_unflushed(f) ? 0
-			                      : set_cause(&cause, -EUCLEAN,
-			                                  "is empty: no valid object");
+			err =
+			    is_unflushed(f) || attrs_is_marked_new(fd, &f->v->pool)
+			        ? 0
+			        : set_cause(&cause, -EUCLEAN, "is empty: no valid object");
 		else if (o.kind == OBJECT_PLAIN)
 			f->what = FOUND_PLAIN;
 		else if (o.kind == OBJECT_SEEKABLE)
@@ -311,6 +314,7 @@ errint_t verify_tree(struct store *s, const char *store_path, uint64_t max_objec
 	errint_t err;
 
 	*totals = (struct verify_totals){0};
+	(void)store_get_pool(s, &v.pool, NULL); /* not known: no mark counts */
 	err = store_walk(s, store_path, visit, &v);
 	if (err == -EINTR)
 		return set_cause(cause, err, "stopped before the end");

@@ -21,7 +21,7 @@ typedef void (*verify_report_fn)(void *ctx, const char *store_path,
                                  const struct verify_result *result);
 
 /* Whether an empty object is one that was made and not flushed yet, with its bytes in a
- * scratch. */
+ * scratch. (One that is still marked as new needs none: store/attrs.h.) */
 typedef bool (*verify_unflushed_fn)(void *ctx, const char *store_path);
 
 /* Decodes and checks every object at or below store_path ("" = all), in order; looks only,

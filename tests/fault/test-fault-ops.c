@@ -45,7 +45,7 @@ static errint_t act_create(struct world *w)
 	errint_t r = world_create(w, f->object, &n);
 
 	if (r < 0) {
-		/* Where it cannot even be taken back, the next start makes it an empty file. */
+		/* Where it cannot even be taken back, it is an empty file. */
 		file_is(f, (struct content){.len = 0});
 		f->may_lack = true;
 		f->unborn = world_has(w, f->object);

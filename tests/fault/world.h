@@ -41,7 +41,7 @@ struct file {
 	bool may_lack; /* it need not exist */
 	bool must_lack;
 	bool
-	    unborn; /* could be neither made nor taken back: unreadable until the next start */
+	    unborn; /* could be neither made nor taken back: empty from the first look on */
 	uint64_t ino; /* 0: any */
 };
 
@@ -335,7 +335,7 @@ static inline errint_t world_create(struct world *w, const char *object, struct 
 		pool_abandon_new(w->pool, ns);
 		return fd;
 	}
-	attrs_mark_new(fd, &w->tree->pool);
+	(void)attrs_mark_new(fd, &w->tree->pool);
 	r = sys_fstat(fd, &st);
 	if (r == 0)
 		r = ident_get(w->store->root_fd, object, &ident);
@@ -349,15 +349,15 @@ static inline errint_t world_create(struct world *w, const char *object, struct 
 			node_unref(w->tree, n);
 		}
 	}
-	(void)sys_close(fd);
-	if (r == 0) {
-		*ret = n;
-		return 0;
+	if (r < 0 && sys_unlinkat(w->store->root_fd, object, 0) < 0) {
+		pool_keep_new(w->pool, ns, fd);
+		return r;
 	}
-	if (sys_unlinkat(w->store->root_fd, object, 0) == 0)
-		pool_abandon_new(w->pool, ns);
+	(void)sys_close(fd);
+	if (r == 0)
+		*ret = n;
 	else
-		pool_keep_new(w->pool, ns);
+		pool_abandon_new(w->pool, ns);
 	return r;
 }
 
@@ -554,9 +554,14 @@ static inline void world_check(struct world *w)
 {
 	struct verify_totals totals;
 	char *cause = NULL;
-	bool unborn = false;
-	errint_t r = pool_flush(w->pool, NULL, FLUSH_MS, NULL, NULL, NULL);
+	errint_t r;
 
+	for (unsigned i = 0; i < w->count; i++) {
+		if (w->files[i].unborn)
+			check_seen(w, &w->files[i]);
+		w->files[i].unborn = false;
+	}
+	r = pool_flush(w->pool, NULL, FLUSH_MS, NULL, NULL, NULL);
 	/* A flush that was under way when the fault was lifted may have met it. */
 	if (r == -EIO)
 		r = pool_flush(w->pool, NULL, FLUSH_MS, NULL, say_unflushed, w);
@@ -565,17 +570,12 @@ static inline void world_check(struct world *w)
 	for (unsigned i = 0; i < w->count; i++) {
 		struct file *f = &w->files[i];
 
-		if (f->unborn) {
-			unborn = true;
-			f->unborn = false;
-			continue;
-		}
 		check_seen(w, f);
 		if (!f->must_lack)
 			check_object(w, f);
 	}
-	r = verify_tree(w->store, "", UINT64_MAX, NULL, unborn ? NULL : say_damaged, w,
-	                NULL, &totals, &cause);
+	r = verify_tree(w->store, "", UINT64_MAX, NULL, say_damaged, w, NULL, &totals,
+	                &cause);
 	if (r < 0)
 		violation(w, "verify: %s", cause ? cause : strerror(-r));
 	free(cause);

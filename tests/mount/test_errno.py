@@ -19,9 +19,11 @@ from harness import (
     FALLOC_KEEP_SIZE,
     FALLOC_PUNCH_HOLE,
     FALLOC_ZERO_RANGE,
+    MODES,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
     ROOT,
+    SOAK,
     child,
     fallocate,
     renameat2,
@@ -490,10 +492,19 @@ def run_all(tops, uid):
     return found
 
 
+def modes_and_users():
+    """Each mode and each user; both of them at once in the soak only, since they have little to do
+    with each other: the modes differ in what an open file does, the users in what a path allows."""
+    users = [0, NOBODY] if ROOT else [os.geteuid()]
+    for i, mode in enumerate(sorted(MODES, reverse=True)):
+        for k, uid in enumerate(users):
+            if SOAK or len(users) == 1 or i == k:
+                marks = [pytest.mark.root] if uid == NOBODY else []
+                yield pytest.param(mode, uid, marks=marks, id=f"{mode}-{uid}")
+
+
 @pytest.mark.limit(200)
-@pytest.mark.parametrize(
-    "uid", [0, pytest.param(NOBODY, marks=pytest.mark.root)] if ROOT else [os.geteuid()]
-)
+@pytest.mark.parametrize("mode,uid", modes_and_users(), indirect=["mode"])
 def test_every_call_on_every_argument(box, plain, uid):
     """Errors are those of the filesystem beneath, and so is what a call leaves behind."""
     reference = box.dir("beneath")

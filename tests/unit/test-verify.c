@@ -482,6 +482,33 @@ static void test_faults(void **state)
 	store_close(s);
 }
 
+/* A new file of which a power cut left no scratch is an empty one, and no damaged one: as long as it
+ * has the mark of this store's pool. */
+static void test_marked_as_new(void **state)
+{
+	struct uuid pool = {{1, 2, 3}}, other = {{4}};
+	struct store *s = open_store(*state);
+	struct verify_totals t;
+	int fd;
+
+	assert_int_equal(store_set_pool(s, &pool, NULL), 0);
+	put(s, "new.zst", "");
+	fd = openat(s->root_fd, "new.zst", O_RDWR);
+	assert_true(fd >= 0);
+	if (attrs_mark_new(fd, &other) == -EOPNOTSUPP)
+		skip();
+	free(verify(s, "", &t));
+	assert_int_equal(t.damaged, 1);
+	assert_int_equal(attrs_mark_new(fd, &pool), 0);
+	free(verify(s, "", &t));
+	assert_int_equal(t.damaged, 0);
+	attrs_unmark_new(fd);
+	free(verify(s, "", &t));
+	assert_int_equal(t.damaged, 1);
+	assert_int_equal(close(fd), 0);
+	store_close(s);
+}
+
 #define T(f) cmocka_unit_test_setup_teardown(f, harness_setup, harness_teardown)
 
 int main(void)
@@ -489,7 +516,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 	    T(test_sound_tree),    T(test_foreign),  T(test_damage), T(test_every_bit),
 	    T(test_limit),         T(test_refusals), T(test_stop),   T(test_atime_stays),
-	    T(test_ordinary_user), T(test_changes),  T(test_faults),
+	    T(test_ordinary_user), T(test_changes),  T(test_faults), T(test_marked_as_new),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
