@@ -11,6 +11,7 @@
  *
  * A wait on a condition gives the lock up and takes it again: it is checked as a take.
  */
+#include <stdatomic.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -245,7 +246,7 @@ bool lock_wait_ms(struct lock *l, pthread_cond_t *c, uint64_t wait_ms)
 
 /* ---- readers and writers ---- */
 
-void rwlock_init(struct rwlock *l, enum lock_class class)
+static void rw_init(pthread_rwlock_t *rw)
 {
 	pthread_rwlockattr_t attr;
 
@@ -253,8 +254,13 @@ void rwlock_init(struct rwlock *l, enum lock_class class)
 	INVARIANT(pthread_rwlockattr_init(&attr) == 0);
 	INVARIANT(pthread_rwlockattr_setkind_np(
 	              &attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP) == 0);
-	INVARIANT(pthread_rwlock_init(&l->rw, &attr) == 0);
+	INVARIANT(pthread_rwlock_init(rw, &attr) == 0);
 	INVARIANT(pthread_rwlockattr_destroy(&attr) == 0);
+}
+
+void rwlock_init(struct rwlock *l, enum lock_class class)
+{
+	rw_init(&l->rw);
 	l->class = class;
 }
 
@@ -300,4 +306,101 @@ void rwlock_drop(struct rwlock *l)
 {
 	held_remove(l);
 	INVARIANT(pthread_rwlock_unlock(&l->rw) == 0);
+}
+
+/* ---- read mostly ---- */
+
+/* Threads are dealt out to the parts as they come. */
+static pthread_rwlock_t *my_part(struct rmlock *l)
+{
+	static _Atomic unsigned threads;
+	static __thread unsigned mine; /* counted from 1 */
+
+	if (!mine)
+		mine = atomic_fetch_add(&threads, 1) + 1;
+	return &l->part[mine % l->parts].rw;
+}
+
+void rmlock_init(struct rmlock *l, enum lock_class class)
+{
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+	rmlock_init_parts(l, class, cpus > 1 ? (unsigned)MIN_OF(cpus, RMLOCK_PARTS) : 1);
+}
+
+void rmlock_init_parts(struct rmlock *l, enum lock_class class, unsigned parts)
+{
+	INVARIANT(parts > 0 && parts <= RMLOCK_PARTS);
+	l->parts = parts;
+	for (unsigned i = 0; i < l->parts; i++)
+		rw_init(&l->part[i].rw);
+	l->class = class;
+	l->writer = 0;
+}
+
+void rmlock_clear(struct rmlock *l)
+{
+	for (unsigned i = 0; i < l->parts; i++)
+		INVARIANT(pthread_rwlock_destroy(&l->part[i].rw) == 0);
+}
+
+void rmlock_rd(struct rmlock *l)
+{
+	held_check(l, l->class);
+	INVARIANT(pthread_rwlock_rdlock(my_part(l)) == 0);
+	held_add(l, l->class);
+}
+
+static void set_writer(struct rmlock *l, uint32_t tid)
+{
+	__atomic_store_n(&l->writer, tid, __ATOMIC_RELAXED);
+}
+
+void rmlock_wr(struct rmlock *l)
+{
+	held_check(l, l->class);
+	for (unsigned i = 0; i < l->parts; i++)
+		INVARIANT(pthread_rwlock_wrlock(&l->part[i].rw) == 0);
+	set_writer(l, my_tid());
+	held_add(l, l->class);
+}
+
+bool rmlock_try_rd(struct rmlock *l)
+{
+	int err = pthread_rwlock_tryrdlock(my_part(l));
+
+	if (err == EBUSY)
+		return false;
+	INVARIANT(err == 0);
+	held_add(l, l->class);
+	return true;
+}
+
+bool rmlock_try_wr(struct rmlock *l)
+{
+	for (unsigned i = 0; i < l->parts; i++) {
+		int err = pthread_rwlock_trywrlock(&l->part[i].rw);
+
+		if (err == EBUSY) {
+			while (i-- > 0)
+				INVARIANT(pthread_rwlock_unlock(&l->part[i].rw) == 0);
+			return false;
+		}
+		INVARIANT(err == 0);
+	}
+	set_writer(l, my_tid());
+	held_add(l, l->class);
+	return true;
+}
+
+void rmlock_drop(struct rmlock *l)
+{
+	held_remove(l);
+	if (__atomic_load_n(&l->writer, __ATOMIC_RELAXED) != my_tid()) {
+		INVARIANT(pthread_rwlock_unlock(my_part(l)) == 0);
+		return;
+	}
+	set_writer(l, 0);
+	for (unsigned i = l->parts; i-- > 0;)
+		INVARIANT(pthread_rwlock_unlock(&l->part[i].rw) == 0);
 }

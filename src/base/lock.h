@@ -6,7 +6,7 @@
  * class: only LOCK_NODE, directories before files, two directories by ascending inode
  * number (tree/node.h: node_lock_pair).
  *
- *   OK:    rwlock_rd(&tree->ns); lock_take(&dir->lock); lock_take(&file->lock);
+ *   OK:    rmlock_rd(&tree->ns); lock_take(&dir->lock); lock_take(&file->lock);
  *   OK:    lock_take(&file->lock); lock_take(&pool->lock);
  *   ERROR: lock_take(&pool->lock); lock_take(&file->lock);
  *
@@ -47,6 +47,19 @@ struct rwlock {
 	enum lock_class class;
 };
 
+/* A read-mostly lock (as FreeBSD's rmlock(9), Linux's former lglock): a reader takes the one part of
+ * it that is his thread's, so that readers share no cache line; a writer takes all parts, in order.
+ * For what every request reads and few change. */
+#define RMLOCK_PARTS 16
+struct rmlock {
+	struct rmlock_part {
+		_Alignas(64) pthread_rwlock_t rw;
+	} part[RMLOCK_PARTS];
+	unsigned parts; /* in use: one a processor */
+	enum lock_class class;
+	uint32_t writer; /* gettid() of the writer, 0 = none */
+};
+
 void lock_init(struct lock *l, enum lock_class class);
 void lock_clear(struct lock *l);
 void lock_take(struct lock *l);
@@ -69,6 +82,15 @@ void rwlock_wr(struct rwlock *l);
 bool rwlock_try_rd(struct rwlock *l);
 bool rwlock_try_wr(struct rwlock *l);
 void rwlock_drop(struct rwlock *l);
+
+void rmlock_init(struct rmlock *l, enum lock_class class); /* prefers writers */
+void rmlock_init_parts(struct rmlock *l, enum lock_class class, unsigned parts);
+void rmlock_clear(struct rmlock *l);
+void rmlock_rd(struct rmlock *l);
+void rmlock_wr(struct rmlock *l);
+bool rmlock_try_rd(struct rmlock *l);
+bool rmlock_try_wr(struct rmlock *l);
+void rmlock_drop(struct rmlock *l);
 
 /* Developer builds: this thread holds no lock at all. */
 void lock_assert_none(void);

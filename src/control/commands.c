@@ -315,11 +315,11 @@ static errint_t session_may_flush(struct control_session *s, struct node *n)
 
 	if (s->privileged)
 		return 0;
-	rwlock_rd(&t->ns);
+	rmlock_rd(&t->ns);
 	lock_take(&n->lock);
 	r = resolve_stat(t, n, &st);
 	lock_drop(&n->lock);
-	rwlock_drop(&t->ns);
+	rmlock_drop(&t->ns);
 	if (r < 0)
 		return r;
 	return st.st_uid == s->uid ? 0 : -EPERM;
@@ -659,9 +659,9 @@ static void verify_remember(struct control_session *s, const char *store_path,
 
 	if (!result->error && damage_is_empty(c->pool))
 		return;
-	rwlock_rd(&c->tree->ns);
+	rmlock_rd(&c->tree->ns);
 	r = resolve_store_path(c->tree, store_path, &n, &st);
-	rwlock_drop(&c->tree->ns);
+	rmlock_drop(&c->tree->ns);
 	if (r < 0)
 		return;
 	if (result->error)
@@ -680,9 +680,9 @@ static bool verify_unflushed(void *ctx, const char *store_path)
 	struct stat st;
 	errint_t err;
 
-	rwlock_rd(&c->tree->ns);
+	rmlock_rd(&c->tree->ns);
 	err = resolve_store_path(c->tree, store_path, &n, &st);
-	rwlock_drop(&c->tree->ns);
+	rmlock_drop(&c->tree->ns);
 	if (err < 0)
 		return false;
 	if (S_ISREG(n->type))

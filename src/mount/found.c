@@ -124,9 +124,9 @@ static bool has_other_names(struct tree *t, const struct node *n)
 {
 	bool others;
 
-	lock_take(&t->lock);
+	rmlock_rd(&t->lock);
 	others = n->names && n->names->next;
-	lock_drop(&t->lock);
+	rmlock_drop(&t->lock);
 	return others;
 }
 

@@ -53,7 +53,7 @@ static errint_t lookup(const struct request *r, struct node *dir, struct node **
 
 	if (is_dots(r->name))
 		return lookup_by_handle(r, dir, ret, attr, cause);
-	rwlock_rd(&t->ns);
+	rmlock_rd(&t->ns);
 	err = resolve_name(t, dir, r->name, &n, &st);
 	if (!err) {
 		lock_take(&n->lock);
@@ -61,7 +61,7 @@ static errint_t lookup(const struct request *r, struct node *dir, struct node **
 		err = attr_locked(r->m, n, n->scratch ? NULL : &st, attr, cause);
 		lock_drop(&n->lock);
 	}
-	rwlock_drop(&t->ns);
+	rmlock_drop(&t->ns);
 	if (err == -EAGAIN && r->may_wait)
 		err = attr_get(r, n, attr, cause);
 	if (err)
@@ -299,7 +299,7 @@ static errint_t set_metadata(const struct request *r, struct node *n)
 	errint_t err;
 	int fd;
 
-	rwlock_rd(&m->tree->ns);
+	rmlock_rd(&m->tree->ns);
 	lock_take(&n->lock);
 	fd = node_path_fd(m, n);
 	if (fd >= 0) {
@@ -312,7 +312,7 @@ static errint_t set_metadata(const struct request *r, struct node *n)
 		err = stale_if_gone(fd);
 	}
 	lock_drop(&n->lock);
-	rwlock_drop(&m->tree->ns);
+	rmlock_drop(&m->tree->ns);
 	return err;
 }
 
@@ -372,7 +372,7 @@ errint_t kill_privileges(struct mount *m, struct node *n)
 	errint_t err;
 	int fd;
 
-	rwlock_rd(&m->tree->ns);
+	rmlock_rd(&m->tree->ns);
 	lock_take(&n->lock);
 	fd = node_path_fd(m, n);
 	err = fd < 0 ? fd : sys_fstat(fd, &st);
@@ -383,7 +383,7 @@ errint_t kill_privileges(struct mount *m, struct node *n)
 	if (fd >= 0)
 		(void)sys_close(fd);
 	lock_drop(&n->lock);
-	rwlock_drop(&m->tree->ns);
+	rmlock_drop(&m->tree->ns);
 	return err;
 }
 

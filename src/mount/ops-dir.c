@@ -152,13 +152,13 @@ static errint_t snapshot_make(struct mount *m, struct dir_handle *d, struct snap
 	bool mine;
 	int dirfd;
 
-	rwlock_rd(&m->tree->ns);
+	rmlock_rd(&m->tree->ns);
 	err = node_open_dir(m->tree, d->node, &dirfd, &pin);
 	if (!err) {
 		err = entry_list(&rules, dirfd, d->node->ino == TREE_ROOT_INO, &s->list);
 		dirfd_release(m->tree, pin);
 	}
-	rwlock_drop(&m->tree->ns);
+	rmlock_drop(&m->tree->ns);
 	if (err == -ENOENT) /* the directory was removed: it is empty */
 		err = 0;
 	if (err) {
@@ -328,11 +328,11 @@ static errint_t look_at_item(const struct filling *f, const struct listing_item 
 	e->attr.st_ino = UNKNOWN_INO;
 	*ret_n = find_listed(f, item);
 	if (!*ret_n) {
-		rwlock_rd(&m->tree->ns);
+		rmlock_rd(&m->tree->ns);
 		err = resolve_name(m->tree, f->d->node, item->logical, ret_n, &st);
 		if (!err && attributes)
 			fill_attr(m, *ret_n, &st, e);
-		rwlock_drop(&m->tree->ns);
+		rmlock_drop(&m->tree->ns);
 	}
 	if (!err && !e->ino) { /* without its attributes */
 		e->attr.st_mode = (*ret_n)->type;
@@ -472,9 +472,9 @@ static enum run_end run_fsyncdir(struct request *r)
 	errint_t err;
 	int dirfd;
 
-	rwlock_rd(&m->tree->ns);
+	rmlock_rd(&m->tree->ns);
 	err = node_open_dir(m->tree, n, &dirfd, &pin);
-	rwlock_drop(&m->tree->ns);
+	rmlock_drop(&m->tree->ns);
 	if (!err) {
 		err = store_sync_dir(dirfd);
 		if (err == -EBADF) /* not readable, so open for paths only */

@@ -230,7 +230,7 @@ static errint_t create_locked(struct creation *c)
 	errint_t err;
 	int dirfd;
 
-	rwlock_rd(&t->ns);
+	rmlock_rd(&t->ns);
 	err = node_open_dir(t, c->dir, &dirfd, &pin);
 	if (!err) {
 		lock_take(&c->dir->lock);
@@ -238,7 +238,7 @@ static errint_t create_locked(struct creation *c)
 		lock_drop(&c->dir->lock);
 		dirfd_release(t, pin);
 	}
-	rwlock_drop(&t->ns);
+	rmlock_drop(&t->ns);
 	return err;
 }
 
@@ -247,9 +247,9 @@ static char *new_hint(struct tree *t, struct node *dir, const char *name)
 {
 	cleanup_free char *at = NULL;
 
-	rwlock_rd(&t->ns);
+	rmlock_rd(&t->ns);
 	at = node_store_path(t, dir);
-	rwlock_drop(&t->ns);
+	rmlock_drop(&t->ns);
 	return xasprintf("%s%s%s" NAMES_SUFFIX, at, at[0] ? "/" : "", name);
 }
 

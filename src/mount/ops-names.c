@@ -38,7 +38,7 @@ static errint_t remove_once(const struct request *r, struct node *dir, struct de
 	struct found f;
 	errint_t err;
 
-	rwlock_rd(&m->tree->ns);
+	rmlock_rd(&m->tree->ns);
 	err = found_init(m, &f, dir, r->name);
 	if (!err) {
 		struct node *locked[] = {dir, f.node};
@@ -50,7 +50,7 @@ static errint_t remove_once(const struct request *r, struct node *dir, struct de
 		unlock_nodes(locked, n);
 	}
 	found_clear(m, &f);
-	rwlock_drop(&m->tree->ns);
+	rmlock_drop(&m->tree->ns);
 	return err;
 }
 
@@ -148,13 +148,13 @@ static enum run_end run_make(struct request *r)
 
 	if (!dir)
 		return reply_errno(r, -ESTALE);
-	rwlock_rd(&m->tree->ns);
+	rmlock_rd(&m->tree->ns);
 	err = S_ISDIR(dir->type) ? node_open_dir(m->tree, dir, &dirfd, &pin) : -ENOTDIR;
 	if (!err) {
 		err = make_in(r, dir, dirfd, &n);
 		dirfd_release(m->tree, pin);
 	}
-	rwlock_drop(&m->tree->ns);
+	rmlock_drop(&m->tree->ns);
 	if (!err)
 		err = stale_if_gone(attr_get(r, n, &attr, NULL));
 	end = err ? reply_error(r, dir, err, NULL) : reply_entry(r, n, &attr);
@@ -203,11 +203,11 @@ static enum run_end run_readlink(struct request *r)
 	int fd = -ESTALE;
 
 	if (n) {
-		rwlock_rd(&t->ns);
+		rmlock_rd(&t->ns);
 		lock_take(&n->lock);
 		fd = stale_if_gone(node_path_fd(r->m, n));
 		lock_drop(&n->lock);
-		rwlock_drop(&t->ns);
+		rmlock_drop(&t->ns);
 	}
 	if (fd >= 0) {
 		len = sys_readlinkat(fd, "", target, sizeof(target) - 1);
@@ -292,7 +292,7 @@ static errint_t link_once(const struct request *r, struct node *n, struct node *
 
 	if (!S_ISDIR(dir->type))
 		return -ENOTDIR;
-	rwlock_rd(&t->ns);
+	rmlock_rd(&t->ns);
 	err = node_open_dir(t, dir, &dirfd, &pin);
 	if (!err) {
 		node_lock_pair(dir, n);
@@ -300,7 +300,7 @@ static errint_t link_once(const struct request *r, struct node *n, struct node *
 		node_unlock_pair(dir, n);
 		dirfd_release(t, pin);
 	}
-	rwlock_drop(&t->ns);
+	rmlock_drop(&t->ns);
 	return err;
 }
 

@@ -327,17 +327,17 @@ static errint_t rename_prepare(struct renaming *x)
 /* -EAGAIN only where it must wait and may not. */
 static errint_t rename_all(struct renaming *x)
 {
-	struct rwlock *ns = &x->r->m->tree->ns;
+	struct rmlock *ns = &x->r->m->tree->ns;
 
 	for (unsigned i = 0; i < TRIES_MAX; i++) {
 		errint_t err;
 
 		if (x->exclusive)
-			rwlock_wr(ns);
+			rmlock_wr(ns);
 		else
-			rwlock_rd(ns);
+			rmlock_rd(ns);
 		err = rename_once(x);
-		rwlock_drop(ns);
+		rmlock_drop(ns);
 		if (err != -EAGAIN)
 			return err;
 		if (x->need > NEED_EXCLUSIVE && !x->r->may_wait)

@@ -52,11 +52,11 @@ static int path_fd(struct mount *m, struct node *n)
 {
 	int fd;
 
-	rwlock_rd(&m->tree->ns);
+	rmlock_rd(&m->tree->ns);
 	lock_take(&n->lock);
 	fd = node_path_fd(m, n);
 	lock_drop(&n->lock);
-	rwlock_drop(&m->tree->ns);
+	rmlock_drop(&m->tree->ns);
 	return fd;
 }
 
@@ -79,11 +79,11 @@ static errint_t stored_bytes(struct mount *m, struct node *n, uint64_t *ret)
 	struct stat st;
 	errint_t err;
 
-	rwlock_rd(&m->tree->ns);
+	rmlock_rd(&m->tree->ns);
 	lock_take(&n->lock);
 	err = resolve_stat(m->tree, n, &st);
 	lock_drop(&n->lock);
-	rwlock_drop(&m->tree->ns);
+	rmlock_drop(&m->tree->ns);
 	*ret = err ? 0 : (uint64_t)st.st_size;
 	return err;
 }
@@ -283,11 +283,11 @@ static enum run_end run_change(struct request *r)
 	if (is_ours(r->name)) {
 		err = -EPERM;
 	} else {
-		rwlock_rd(&m->tree->ns);
+		rmlock_rd(&m->tree->ns);
 		lock_take(&n->lock);
 		err = change_locked(r, n);
 		lock_drop(&n->lock);
-		rwlock_drop(&m->tree->ns);
+		rmlock_drop(&m->tree->ns);
 	}
 	node_unref(m->tree, n);
 	return reply_errno(r, err);

@@ -629,11 +629,11 @@ errint_t attr_get(const struct request *r, struct node *n, struct stat *ret, cha
 	errint_t err, size_err = 0;
 
 	for (unsigned tries = 0;; tries++) {
-		rwlock_rd(&m->tree->ns);
+		rmlock_rd(&m->tree->ns);
 		lock_take(&n->lock);
 		err = attr_locked(m, n, NULL, ret, cause);
 		lock_drop(&n->lock);
-		rwlock_drop(&m->tree->ns);
+		rmlock_drop(&m->tree->ns);
 		if (err != -EAGAIN || !r->may_wait)
 			return err;
 		if (size_is_unknowable(size_err) || tries >= 10) {
@@ -684,10 +684,10 @@ uint64_t parent_ino(struct mount *m, struct node *n)
 {
 	uint64_t ino = n->ino;
 
-	lock_take(&m->tree->lock);
+	rmlock_rd(&m->tree->lock);
 	if (n->names && n->names->parent)
 		ino = n->names->parent->ino;
-	lock_drop(&m->tree->lock);
+	rmlock_drop(&m->tree->lock);
 	return ino;
 }
 

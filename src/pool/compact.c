@@ -122,7 +122,7 @@ static errint_t compact_look(struct compaction *c)
 	struct stat st;
 	errint_t r;
 
-	rwlock_rd(&c->p->tree->ns);
+	rmlock_rd(&c->p->tree->ns);
 	lock_take(&j->n->lock);
 	r = is_cold(c->p, j->n) ? node_place(c->p->tree, j->n, &j->at) : -EBUSY;
 	if (r == 0) {
@@ -139,7 +139,7 @@ static errint_t compact_look(struct compaction *c)
 		r = choose_way(c);
 	}
 	lock_drop(&j->n->lock);
-	rwlock_drop(&c->p->tree->ns);
+	rmlock_drop(&c->p->tree->ns);
 	return r;
 }
 
@@ -284,7 +284,7 @@ static errint_t compact_commit(struct compaction *c)
 	struct job *j = &c->job;
 	errint_t r;
 
-	rwlock_rd(&c->p->tree->ns);
+	rmlock_rd(&c->p->tree->ns);
 	r = job_lock_target(c->p, j); /* (F3) */
 	if (r == 0) {
 		r = is_cold(c->p, j->n) ? still_same(c) : -EBUSY; /* (P1), (P2) */
@@ -292,7 +292,7 @@ static errint_t compact_commit(struct compaction *c)
 			r = job_install(c->p, j);
 		job_unlock_target(c->p, j);
 	}
-	rwlock_drop(&c->p->tree->ns);
+	rmlock_drop(&c->p->tree->ns);
 	step("compact.installed");
 	if (r == 0 && j->installed)
 		r = sync_directories(c->p, j->at.parent, j->at.dirfd);

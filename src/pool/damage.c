@@ -75,9 +75,9 @@ static struct ident ident_now(struct pool *p, struct node *n)
 {
 	struct ident ident;
 
-	lock_take(&p->tree->lock);
+	rmlock_rd(&p->tree->lock);
 	ident = n->ident;
-	lock_drop(&p->tree->lock);
+	rmlock_drop(&p->tree->lock);
 	return ident;
 }
 

@@ -46,7 +46,7 @@ static errint_t begin(struct pool *p, struct job *j, struct append *a, int *ret_
 	errint_t r;
 	int fd;
 
-	rwlock_rd(&p->tree->ns);
+	rmlock_rd(&p->tree->ns);
 	r = job_lock_target(p, j);
 	if (r < 0)
 		goto out;
@@ -72,7 +72,7 @@ static errint_t begin(struct pool *p, struct job *j, struct append *a, int *ret_
 	}
 	job_unlock_target(p, j);
 out:
-	rwlock_drop(&p->tree->ns);
+	rmlock_drop(&p->tree->ns);
 	return r;
 }
 

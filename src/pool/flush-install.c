@@ -244,10 +244,10 @@ static bool has_name(struct pool *p, struct node *n, struct node *parent,
 {
 	bool found = false;
 
-	lock_take(&p->tree->lock);
+	rmlock_rd(&p->tree->lock);
 	for (struct node_name *m = n->names; m && !found; m = m->next)
 		found = m->parent == parent && strcmp(m->store_name, store_name) == 0;
-	lock_drop(&p->tree->lock);
+	rmlock_drop(&p->tree->lock);
 	return found;
 }
 

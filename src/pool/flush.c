@@ -319,13 +319,13 @@ static errint_t job_look(struct pool *p, struct job *j)
 {
 	errint_t r;
 
-	rwlock_rd(&p->tree->ns);
+	rmlock_rd(&p->tree->ns);
 	lock_take(&j->n->lock);
 	r = job_find_target(p, j);
 	if (r == 0)
 		j->ctime = job_logical_ctime(j, &j->target_st);
 	lock_drop(&j->n->lock);
-	rwlock_drop(&p->tree->ns);
+	rmlock_drop(&p->tree->ns);
 	if (r == 0 && j->ask > 0 && !j->unchanged && !j->base_current) {
 		j->alone = true;
 		r = set_cause(&j->cause, -ESTALE, "%s", TAIL_WHY);
@@ -549,7 +549,7 @@ static errint_t job_commit(struct pool *p, struct job *j)
 
 	if (j->unchanged || j->appended)
 		return 0;
-	rwlock_rd(&p->tree->ns);
+	rmlock_rd(&p->tree->ns);
 	r = job_lock_target(p, j);
 	if (r < 0)
 		goto out;
@@ -571,7 +571,7 @@ static errint_t job_commit(struct pool *p, struct job *j)
 		r = job_install(p, j);
 	job_unlock_target(p, j);
 out:
-	rwlock_drop(&p->tree->ns);
+	rmlock_drop(&p->tree->ns);
 	return r;
 }
 

@@ -603,7 +603,7 @@ static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool w
 	r = wait_for_room(p, n, flags, wait);
 	if (r < 0)
 		return r;
-	rwlock_rd(&p->tree->ns);
+	rmlock_rd(&p->tree->ns);
 	lock_take(&n->lock);
 	counted = !n->scratch || n->scratch->fd_users == 0;
 	r = counted ? serve_count(p) : 0;
@@ -630,7 +630,7 @@ static errint_t open_file(struct pool *p, struct node *n, unsigned flags, bool w
 	}
 out:
 	lock_drop(&n->lock);
-	rwlock_drop(&p->tree->ns);
+	rmlock_drop(&p->tree->ns);
 	if (r < 0 || !need_all)
 		return r;
 

@@ -332,7 +332,7 @@ static errint_t find_node(struct pool *p, struct scratch *s, const struct found 
 	struct stat st;
 	errint_t r;
 
-	rwlock_rd(&p->tree->ns);
+	rmlock_rd(&p->tree->ns);
 	if (f->where == AT_BASE || f->where == NEWER) {
 		pin_number(p, s, f);
 		r = resolve_store_path(p->tree, s->hint, ret, &st);
@@ -343,7 +343,7 @@ static errint_t find_node(struct pool *p, struct scratch *s, const struct found 
 	} else {
 		r = recovery_adopt_by_hint(p, s, ret);
 	}
-	rwlock_drop(&p->tree->ns);
+	rmlock_drop(&p->tree->ns);
 	return r;
 }
 
@@ -429,13 +429,13 @@ static errint_t take(struct pool *p, struct scratch *s, const struct found *f)
 		make_waiting(p, s);
 		return 0;
 	}
-	rwlock_rd(&p->tree->ns);
+	rmlock_rd(&p->tree->ns);
 	lock_take(&n->lock);
 	if (f->where != FOREIGN)
 		scratch_correct_info(p, n, &f->stamp, &f->object);
 	if (n->scratch) {
 		lock_drop(&n->lock);
-		rwlock_drop(&p->tree->ns);
+		rmlock_drop(&p->tree->ns);
 		node_unref(p->tree, n);
 		return scratch_set_aside(p, s, "another scratch has its number");
 	}
@@ -450,7 +450,7 @@ static errint_t take(struct pool *p, struct scratch *s, const struct found *f)
 	if (r < 0) {
 		r = scratch_set_aside(p, s, TAIL_WHY);
 		lock_drop(&n->lock);
-		rwlock_drop(&p->tree->ns);
+		rmlock_drop(&p->tree->ns);
 		node_unref(p->tree, n);
 		return r;
 	}
@@ -460,7 +460,7 @@ static errint_t take(struct pool *p, struct scratch *s, const struct found *f)
 	scratch_mirror(p, s);
 	flush_queue(p, s, 0, false);
 	lock_drop(&n->lock);
-	rwlock_drop(&p->tree->ns);
+	rmlock_drop(&p->tree->ns);
 	node_unref(p->tree, n);
 	count_one(COUNTER_RECOVERED);
 	return r;

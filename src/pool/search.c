@@ -42,9 +42,9 @@ static void search_dir(struct search *w, struct node *dir)
 	int dirfd;
 	errint_t r;
 
-	rwlock_rd(&t->ns);
+	rmlock_rd(&t->ns);
 	r = node_open_dir(t, dir, &dirfd, &pin);
-	rwlock_drop(&t->ns);
+	rmlock_drop(&t->ns);
 	if (r == 0) {
 		r = entry_list(&rules, dirfd, dir->ino == TREE_ROOT_INO, &l);
 		dirfd_release(t, pin);
@@ -57,9 +57,9 @@ static void search_dir(struct search *w, struct node *dir)
 
 		if (l.items[i].type != DT_REG && l.items[i].type != DT_DIR)
 			continue;
-		rwlock_rd(&t->ns);
+		rmlock_rd(&t->ns);
 		r = resolve_name(t, dir, l.items[i].logical, &n, &st);
-		rwlock_drop(&t->ns);
+		rmlock_drop(&t->ns);
 		if (r < 0) {
 			if (r != -ENOENT)
 				w->whole = false;
@@ -106,9 +106,9 @@ static bool win_name(struct pool *p, struct scratch *s)
 
 	if (ident_is_none(&s->record.base.ident) || !rival_is_strange(p, s))
 		return false;
-	rwlock_rd(&p->tree->ns);
+	rmlock_rd(&p->tree->ns);
 	r = recovery_adopt_by_hint(p, s, &n);
-	rwlock_drop(&p->tree->ns);
+	rmlock_drop(&p->tree->ns);
 	if (r < 0)
 		return false;
 	if (n->ino != s->ino) {

@@ -105,9 +105,9 @@ errint_t sync_directories(struct pool *p, struct node *dir, int dirfd)
 	while (r == 0 && d->ino != TREE_ROOT_INO && !dir_is_seen(p, d->ino)) {
 		struct place at;
 
-		rwlock_rd(&p->tree->ns);
+		rmlock_rd(&p->tree->ns);
 		r = node_place(p->tree, d, &at);
-		rwlock_drop(&p->tree->ns);
+		rmlock_drop(&p->tree->ns);
 		if (r < 0) {
 			r = r == -ENOENT ? 0
 			                 : r; /* removed: nothing is left to be durable */
@@ -131,9 +131,9 @@ errint_t sync_left_directory(struct pool *p, struct node *dir)
 	errint_t r;
 	int dirfd;
 
-	rwlock_rd(&p->tree->ns);
+	rmlock_rd(&p->tree->ns);
 	r = node_open_dir(p->tree, dir, &dirfd, &pin);
-	rwlock_drop(&p->tree->ns);
+	rmlock_drop(&p->tree->ns);
 	if (r < 0) {
 		/* The directory itself is gone. */
 		return sys_syncfs(p->store->root_fd);
@@ -151,7 +151,7 @@ static void unmark_object(struct pool *p, struct node *n)
 	struct place at;
 	int fd;
 
-	rwlock_rd(&p->tree->ns);
+	rmlock_rd(&p->tree->ns);
 	lock_take(&n->lock);
 	if (node_place(p->tree, n, &at) == 0) {
 		fd = store_open_object(at.dirfd, at.store_name.s);
@@ -168,7 +168,7 @@ static void unmark_object(struct pool *p, struct node *n)
 		place_release(p->tree, &at);
 	}
 	lock_drop(&n->lock);
-	rwlock_drop(&p->tree->ns);
+	rmlock_drop(&p->tree->ns);
 }
 
 /* The object's inode and name. */
@@ -178,9 +178,9 @@ static errint_t sync_object(struct pool *p, struct node *n)
 	errint_t r;
 	int fd;
 
-	rwlock_rd(&p->tree->ns);
+	rmlock_rd(&p->tree->ns);
 	r = node_place(p->tree, n, &at);
-	rwlock_drop(&p->tree->ns);
+	rmlock_drop(&p->tree->ns);
 	if (r < 0)
 		return r == -ENOENT ? 0 : r; /* unlinked: no name to keep */
 	fd = sys_openat(at.dirfd, at.store_name.s, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);

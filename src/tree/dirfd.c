@@ -2,9 +2,9 @@
  * Ways from nodes to the store: open directories, kept for a while, and the place of an
  * inode (directory and name).
  *
- * The cache. At most dirfd_max descriptors without users, least recently used go first;
- * those in use are never closed, so the bound may be passed by as many as there are
- * callers. A descriptor names its inode: it stays right when directories are renamed, and
+ * The cache. At most dirfd_max descriptors without users, the longest unused go first (second
+ * chance: what was used since the last look stays); those in use are never closed, so the
+ * bound may be passed by as many as there are callers. A descriptor names its inode: it stays right when directories are renamed, and
  * when its directory was removed everything below it is ENOENT, which is right too. A node
  * that dies leaves its descriptor to those who still use it.
  *
@@ -18,8 +18,10 @@
  * look is made under it, and only then is a name dropped. Directories are renamed under
  * tree->ns held for writing and never replaced: for them the first look counts.
  *
- * Threads: any. Cache and names under tree->lock; nothing is opened or closed under it.
+ * Threads: any. Cache and names under tree->lock; nothing is opened or closed under it. What is cached
+ * is pinned and released under it for reading.
  */
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/resource.h>
 
@@ -31,8 +33,9 @@
 
 struct dirfd {
 	int fd;
-	unsigned pins;
-	struct node *node; /* NULL: it died */
+	_Atomic unsigned pins; /* raised with the lock held, and lowered */
+	_Atomic bool used;     /* since shrink_locked() came by */
+	struct node *node;     /* NULL: it died */
 	struct dirfd *newer, *older;
 };
 
@@ -45,7 +48,7 @@ void dirfd_setup(struct tree *t)
 		t->dirfd_max = MAX_OF((unsigned)(limit.rlim_cur / 8), DIRFD_LEAST);
 }
 
-/* ---- the list; all under tree->lock ---- */
+/* ---- the list; all under tree->lock, for writing but pin_locked() ---- */
 
 static void unlink_locked(struct tree *t, struct dirfd *d)
 {
@@ -67,16 +70,22 @@ static void link_newest_locked(struct tree *t, struct dirfd *d, struct node *n)
 	n->dirfd = d;
 }
 
-static void pin_locked(struct tree *t, struct dirfd *d)
+static void pin_locked(struct dirfd *d)
+{
+	d->pins++;
+	if (!atomic_load_explicit(&d->used, memory_order_relaxed))
+		atomic_store_explicit(&d->used, true, memory_order_relaxed);
+}
+
+static void make_newest_locked(struct tree *t, struct dirfd *d)
 {
 	struct node *n = d->node;
 
-	d->pins++;
 	unlink_locked(t, d);
 	link_newest_locked(t, d, n);
 }
 
-/* Takes unused ones out until at most `most` are left; returns them linked by `older`. */
+/* Takes those out that nobody has until at most `most` are left; returns them linked by `older`. */
 static struct dirfd *shrink_locked(struct tree *t, unsigned most)
 {
 	struct dirfd *out = NULL, *d = t->dirfd_oldest;
@@ -84,7 +93,11 @@ static struct dirfd *shrink_locked(struct tree *t, unsigned most)
 	while (d && t->dirfd_count > most) {
 		struct dirfd *newer = d->newer;
 
-		if (!d->pins) {
+		if (atomic_exchange(&d->used, false)) {
+			if (!newer)
+				continue;
+			make_newest_locked(t, d); /* met once more, as the last */
+		} else if (!d->pins) {
 			unlink_locked(t, d);
 			d->older = out;
 			out = d;
@@ -123,20 +136,25 @@ int dirfd_orphan_locked(struct tree *t, struct node *n)
 void dirfd_release(struct tree *t, struct dirfd *pin)
 {
 	struct dirfd *out;
+	bool last, orphan, crowded;
 
 	if (!pin)
 		return;
-	lock_take(&t->lock);
+	rmlock_rd(&t->lock);
 	INVARIANT(pin->pins > 0);
-	pin->pins--;
-	if (!pin->pins && !pin->node) {
+	last = --pin->pins == 0;
+	orphan = last && !pin->node; /* nobody can find it any more */
+	crowded = last && t->dirfd_count > t->dirfd_max;
+	rmlock_drop(&t->lock);
+	if (orphan) {
 		pin->older = NULL;
-		out = pin;
-	} else {
+		close_all(pin);
+	} else if (crowded) {
+		rmlock_wr(&t->lock);
 		out = shrink_locked(t, t->dirfd_max);
+		rmlock_drop(&t->lock);
+		close_all(out);
 	}
-	lock_drop(&t->lock);
-	close_all(out);
 }
 
 /* ---- opening ---- */
@@ -173,7 +191,7 @@ static errint_t steps_gather(struct tree *t, struct node *dir, struct steps *s)
 {
 	errint_t err = 0;
 
-	lock_take(&t->lock);
+	rmlock_rd(&t->lock);
 	while (dir != t->root && !dir->dirfd) {
 		if (!dir->names) {
 			err = -ENOENT;
@@ -184,9 +202,9 @@ static errint_t steps_gather(struct tree *t, struct node *dir, struct steps *s)
 	}
 	if (!err && dir->dirfd) {
 		s->pin = dir->dirfd;
-		pin_locked(t, s->pin);
+		pin_locked(s->pin);
 	}
-	lock_drop(&t->lock);
+	rmlock_drop(&t->lock);
 	return err;
 }
 
@@ -206,9 +224,9 @@ static int open_component(struct tree *t, int parent_fd, const char *store_name)
 	if (fd == -EMFILE || fd == -ENFILE) {
 		struct dirfd *out;
 
-		lock_take(&t->lock);
+		rmlock_wr(&t->lock);
 		out = shrink_locked(t, 0);
-		lock_drop(&t->lock);
+		rmlock_drop(&t->lock);
 		if (!out)
 			return fd;
 		close_all(out);
@@ -225,17 +243,17 @@ static struct dirfd *cache(struct tree *t, struct node *n, int fd)
 
 	mine->fd = fd;
 	mine->pins = 1;
-	lock_take(&t->lock);
+	rmlock_wr(&t->lock);
 	d = n->dirfd;
 	if (d) {
-		pin_locked(t, d);
+		pin_locked(d);
 		out = mine;
 	} else {
 		d = mine;
 		link_newest_locked(t, d, n);
 		out = shrink_locked(t, t->dirfd_max);
 	}
-	lock_drop(&t->lock);
+	rmlock_drop(&t->lock);
 	close_all(out);
 	return d;
 }
@@ -290,7 +308,7 @@ static errint_t first_name(struct tree *t, struct node *n, struct place *p,
 {
 	errint_t err = -ENOENT;
 
-	lock_take(&t->lock);
+	rmlock_rd(&t->lock);
 	if (n->names) {
 		p->parent = n->names->parent;
 		p->parent->refs++;
@@ -299,7 +317,7 @@ static errint_t first_name(struct tree *t, struct node *n, struct place *p,
 		*ret_want = n->ident;
 		err = 0;
 	}
-	lock_drop(&t->lock);
+	rmlock_drop(&t->lock);
 	return err;
 }
 

@@ -1,16 +1,20 @@
 /*
  * The inode table: nodes, their counts and their names. See node.h for the words.
  *
- * Invariants, true whenever tree->lock is free:
+ * Invariants, true whenever nobody has tree->lock for writing:
  *  (1) A node is in by_ino from its birth to its end; in by_ident unless another inode took
  *      its identity over (filesystems that reuse inode numbers within one birth time).
- *  (2) A node but the root has nlookup + refs + children > 0.
+ *  (2) A node but the root has nlookup + refs + children > 0, or somebody has just lowered one of
+ *      these to nothing and is about to take tree->lock for writing, to look again
+ *      (reap_number()). References and look-ups are counted atomically: up by whoever has a
+ *      reference, or reads under tree->lock; down under tree->lock for reading, so that the last
+ *      one can still look at the node.
  *  (3) n->children = the number of names whose parent is n. Names do not keep their own
  *      node alive, only their parent.
  *  (4) A name (parent, store name) leads to one node; a directory has at most one name; the
  *      way up from any name ends at the root or at a directory without a name, never in a
  *      circle.
- * A node whose last count goes is taken out of all tables under tree->lock, with every
+ * A node whose last count has gone is taken out of all tables under tree->lock, with every
  * parent that only it kept, and freed after the lock was dropped: a look-up that comes in
  * between makes a new one.
  *
@@ -20,6 +24,8 @@
 
 #include <inttypes.h>
 #include <malloc.h>
+#include <stdatomic.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <xxhash.h>
@@ -232,11 +238,11 @@ struct node *tree_get(struct tree *t, uint64_t ino)
 {
 	struct node *n;
 
-	lock_take(&t->lock);
+	rmlock_rd(&t->lock);
 	n = by_ino_locked(t, ino);
 	if (n)
 		n->refs++;
-	lock_drop(&t->lock);
+	rmlock_drop(&t->lock);
 	return n;
 }
 
@@ -244,11 +250,11 @@ struct node *tree_find_ident(struct tree *t, const struct ident *ident)
 {
 	struct node *n;
 
-	lock_take(&t->lock);
+	rmlock_rd(&t->lock);
 	n = by_ident_locked(t, ident);
 	if (n)
 		n->refs++;
-	lock_drop(&t->lock);
+	rmlock_drop(&t->lock);
 	return n;
 }
 
@@ -257,13 +263,13 @@ struct node *tree_find_name(struct tree *t, struct node *parent, const char *sto
 	struct node_name *name;
 	struct node *n = NULL;
 
-	lock_take(&t->lock);
+	rmlock_rd(&t->lock);
 	name = by_name_locked(t, parent, store_name);
 	if (name) {
 		n = name->node;
 		n->refs++;
 	}
-	lock_drop(&t->lock);
+	rmlock_drop(&t->lock);
 	return n;
 }
 
@@ -272,13 +278,13 @@ struct node *tree_find_listed(struct tree *t, struct node *parent, const char *s
 	struct node_name *name;
 	struct node *n = NULL;
 
-	lock_take(&t->lock);
+	rmlock_rd(&t->lock);
 	name = by_name_locked(t, parent, store_name);
 	if (name && name->node->nlookup > 0 && !name->node->raw) {
 		n = name->node;
 		n->refs++;
 	}
-	lock_drop(&t->lock);
+	rmlock_drop(&t->lock);
 	return n;
 }
 
@@ -286,9 +292,9 @@ uint64_t tree_count(struct tree *t)
 {
 	uint64_t count;
 
-	lock_take(&t->lock);
+	rmlock_rd(&t->lock);
 	count = t->by_ino.count;
-	lock_drop(&t->lock);
+	rmlock_drop(&t->lock);
 	return count;
 }
 
@@ -296,9 +302,9 @@ bool node_is(struct tree *t, struct node *n, const struct ident *ident)
 {
 	bool same;
 
-	lock_take(&t->lock);
+	rmlock_rd(&t->lock);
 	same = ident_equal(&n->ident, ident);
-	lock_drop(&t->lock);
+	rmlock_drop(&t->lock);
 	return same;
 }
 
@@ -306,46 +312,61 @@ bool node_is(struct tree *t, struct node *n, const struct ident *ident)
 
 void node_ref(struct tree *t, struct node *n)
 {
-	lock_take(&t->lock);
+	(void)t;
 	n->refs++;
-	lock_drop(&t->lock);
 }
 
-void node_unref(struct tree *t, struct node *n)
-{
-	struct dead dead = {0};
-
-	if (!n)
-		return;
-	lock_take(&t->lock);
-	INVARIANT(n->magic == NODE_MAGIC && n->refs > 0);
-	n->refs--;
-	reap_locked(t, n, &dead);
-	lock_drop(&t->lock);
-	bury(t, &dead);
-}
-
-void node_add_lookup(struct tree *t, struct node *n)
-{
-	lock_take(&t->lock);
-	n->nlookup++;
-	lock_drop(&t->lock);
-}
-
-void node_forget(struct tree *t, uint64_t ino, uint64_t nlookup)
+/* (2): the node of this number had its last count lowered. */
+static void reap_number(struct tree *t, uint64_t ino)
 {
 	struct dead dead = {0};
 	struct node *n;
 
-	lock_take(&t->lock);
+	rmlock_wr(&t->lock);
+	n = by_ino_locked(t, ino);
+	if (n) /* perhaps a later one: as good as any */
+		reap_locked(t, n, &dead);
+	rmlock_drop(&t->lock);
+	bury(t, &dead);
+}
+
+void node_unref(struct tree *t, struct node *n)
+{
+	uint64_t ino;
+	bool unused;
+
+	if (!n)
+		return;
+	rmlock_rd(&t->lock);
+	INVARIANT(n->magic == NODE_MAGIC && n->refs > 0);
+	ino = n->ino;
+	n->refs--;
+	unused = is_unused(t, n);
+	rmlock_drop(&t->lock);
+	if (unused)
+		reap_number(t, ino);
+}
+
+void node_add_lookup(struct tree *t, struct node *n)
+{
+	(void)t;
+	n->nlookup++;
+}
+
+void node_forget(struct tree *t, uint64_t ino, uint64_t nlookup)
+{
+	bool unused = false;
+	struct node *n;
+
+	rmlock_rd(&t->lock);
 	n = by_ino_locked(t, ino);
 	if (n && n != t->root) {
-		INVARIANT(n->nlookup >= nlookup);
-		n->nlookup -= nlookup;
-		reap_locked(t, n, &dead);
+		INVARIANT(atomic_fetch_sub(&n->nlookup, nlookup) >= nlookup);
+		unused = is_unused(t, n);
 	}
-	lock_drop(&t->lock);
-	bury(t, &dead);
+	rmlock_drop(&t->lock);
+	if (unused)
+		reap_number(t, ino);
 }
 
 /* ---- names ---- */
@@ -400,9 +421,9 @@ void node_add_name(struct tree *t, struct node *n, struct node *parent,
 {
 	struct dead dead = {0};
 
-	lock_take(&t->lock);
+	rmlock_wr(&t->lock);
 	add_name_locked(t, n, parent, store_name, &dead);
-	lock_drop(&t->lock);
+	rmlock_drop(&t->lock);
 	bury(t, &dead);
 }
 
@@ -412,13 +433,13 @@ void node_remove_name(struct tree *t, struct node *n, struct node *parent,
 	struct dead dead = {0};
 	struct node_name *name;
 
-	lock_take(&t->lock);
+	rmlock_wr(&t->lock);
 	name = by_name_locked(t, parent, store_name);
 	if (name && name->node == n) {
 		note_left_locked(n, parent);
 		reap_locked(t, drop_name_locked(t, name), &dead);
 	}
-	lock_drop(&t->lock);
+	rmlock_drop(&t->lock);
 	bury(t, &dead);
 }
 
@@ -426,13 +447,13 @@ struct node *node_left(struct tree *t, struct node *n, bool *ret_more, uint32_t 
 {
 	struct node *left;
 
-	lock_take(&t->lock);
+	rmlock_rd(&t->lock);
 	left = n->left;
 	if (left)
 		left->refs++;
 	*ret_more = n->left_more;
 	*ret_gen = n->left_gen;
-	lock_drop(&t->lock);
+	rmlock_drop(&t->lock);
 	return left;
 }
 
@@ -441,7 +462,7 @@ void node_left_done(struct tree *t, struct node *n, uint32_t gen)
 	struct dead dead = {0};
 	struct node *left = NULL;
 
-	lock_take(&t->lock);
+	rmlock_wr(&t->lock);
 	if (n->left_gen == gen) {
 		left = steal_pointer(&n->left);
 		n->left_more = false;
@@ -450,7 +471,7 @@ void node_left_done(struct tree *t, struct node *n, uint32_t gen)
 		left->refs--;
 		reap_locked(t, left, &dead);
 	}
-	lock_drop(&t->lock);
+	rmlock_drop(&t->lock);
 	bury(t, &dead);
 }
 
@@ -458,9 +479,9 @@ bool node_left_others(struct tree *t, struct node *n, const struct node *dir)
 {
 	bool others;
 
-	lock_take(&t->lock);
+	rmlock_rd(&t->lock);
 	others = n->left_more || (n->left && n->left != dir);
-	lock_drop(&t->lock);
+	rmlock_drop(&t->lock);
 	return others;
 }
 
@@ -468,9 +489,9 @@ bool node_has_names(struct tree *t, struct node *n)
 {
 	bool has;
 
-	lock_take(&t->lock);
+	rmlock_rd(&t->lock);
 	has = n->names != NULL;
-	lock_drop(&t->lock);
+	rmlock_drop(&t->lock);
 	return has;
 }
 
@@ -478,7 +499,7 @@ bool node_is_below(struct tree *t, struct node *n, struct node *dir)
 {
 	bool found = n == dir;
 
-	lock_take(&t->lock);
+	rmlock_rd(&t->lock);
 	for (const struct node_name *name = n->names; name && !found; name = name->next) {
 		const struct node *p = name->parent;
 
@@ -486,7 +507,7 @@ bool node_is_below(struct tree *t, struct node *n, struct node *dir)
 			p = p->names->parent;
 		found = p == dir;
 	}
-	lock_drop(&t->lock);
+	rmlock_drop(&t->lock);
 	return found;
 }
 
@@ -498,7 +519,7 @@ struct node *tree_adopt_entry(struct tree *t, struct node *parent, const char *s
 	struct dead dead = {0};
 	struct node *n;
 
-	lock_take(&t->lock);
+	rmlock_wr(&t->lock);
 	n = by_ident_locked(t, &info->ident);
 	if (n && n->type != info->type) {
 		unlist_ident_locked(t, n);
@@ -519,7 +540,7 @@ struct node *tree_adopt_entry(struct tree *t, struct node *parent, const char *s
 		}
 	}
 	n->refs++;
-	lock_drop(&t->lock);
+	rmlock_drop(&t->lock);
 	bury(t, &dead);
 	return n;
 }
@@ -559,14 +580,14 @@ void node_set_ident(struct tree *t, struct node *n, const struct ident *ident)
 	struct node *other;
 
 	node_forget_seen(n);
-	lock_take(&t->lock);
+	rmlock_wr(&t->lock);
 	other = by_ident_locked(t, ident);
 	if (other && other != n)
 		unlist_ident_locked(t, other); /* a dead inode's number was used again */
 	unlist_ident_locked(t, n);
 	list_ident_locked(t, n, ident);
 	n->raw = false;
-	lock_drop(&t->lock);
+	rmlock_drop(&t->lock);
 }
 
 /* ---- opening and closing ---- */
@@ -615,9 +636,9 @@ errint_t tree_open(struct store *store, struct catalog *catalog, const struct uu
 	t->pool = *pool;
 	t->keep_foreign = keep_foreign;
 	t->max_object = max_object;
-	rwlock_init(&t->ns, LOCK_NAMESPACE);
+	rmlock_init(&t->ns, LOCK_NAMESPACE);
 	lock_init(&t->numbers, LOCK_NUMBERS);
-	lock_init(&t->lock, LOCK_TABLE);
+	rmlock_init(&t->lock, LOCK_TABLE);
 	dirfd_setup(t);
 	err = make_root(t);
 	if (err) {
@@ -653,9 +674,9 @@ void tree_close(struct tree *t)
 	hashtab_clear(&t->by_ino);
 	hashtab_clear(&t->by_ident);
 	hashtab_clear(&t->by_name);
-	rwlock_clear(&t->ns);
+	rmlock_clear(&t->ns);
 	lock_clear(&t->numbers);
-	lock_clear(&t->lock);
+	rmlock_clear(&t->lock);
 	free(t);
 }
 
@@ -733,7 +754,7 @@ static char *make_path(struct tree *t, const struct node *n, bool logical)
 	char number[32];
 	char *text;
 
-	lock_take(&t->lock);
+	rmlock_rd(&t->lock);
 	while (n->names) {
 		prepend_component_locked(&p, n, logical);
 		n = n->names->parent;
@@ -744,7 +765,7 @@ static char *make_path(struct tree *t, const struct node *n, bool logical)
 			path_prepend(&p, "/");
 		path_prepend(&p, number);
 	}
-	lock_drop(&t->lock);
+	rmlock_drop(&t->lock);
 	text = xmalloc(p.size - p.start + 1);
 	if (p.size > p.start)
 		memcpy(text, p.buf + p.start, p.size - p.start);

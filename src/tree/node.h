@@ -15,8 +15,8 @@
  * A node lives while kernel lookups (nlookup) + references (refs: pool, control, threads)
  * + children > 0. tree_get/_adopt return a reference; node_unref() gives it back.
  *
- * Locks: names, counts, table links under tree->lock (LOCK_TABLE, memory only). What
- * node->lock guards is marked. tree->ns (LOCK_NAMESPACE) is read-held by whoever walks or
+ * Locks: names and table links under tree->lock (LOCK_TABLE, memory only; requests for what is
+ * known only read). What node->lock guards is marked. tree->ns (LOCK_NAMESPACE) is read-held by whoever walks or
  * changes single names, write-held by renames of directories and exchanges: while it is
  * held in any mode, a path made from names stays true for directories.
  *
@@ -56,12 +56,12 @@ struct node {
 	uint32_t type;  /* S_IFMT bits, constant */
 	uint64_t ino;   /* constant */
 
+	_Atomic uint64_t nlookup; /* these two: see (2) in node.c */
+	_Atomic uint32_t refs;
 	/* under tree->lock */
+	uint32_t children;
 	struct hash_link by_ino, by_ident;
 	struct ident ident; /* written under node->lock and tree->lock; either reads */
-	uint64_t nlookup;
-	uint32_t refs;
-	uint32_t children;
 	struct node_name *names;
 	struct node *left; /* referenced: a directory where a file has lost a name */
 	bool left_more;    /* and there are others */
@@ -98,9 +98,9 @@ struct tree {
 	struct uuid pool;  /* cellar frames with this UUID are ours */
 	bool keep_foreign; /* foreign_zst=keep */
 	uint64_t max_object;
-	struct rwlock ns;    /* LOCK_NAMESPACE */
+	struct rmlock ns;    /* LOCK_NAMESPACE */
 	struct lock numbers; /* LOCK_NUMBERS: an identity that has no row gets one */
-	struct lock lock;    /* LOCK_TABLE */
+	struct rmlock lock;  /* LOCK_TABLE */
 	struct hashtab by_ino, by_ident, by_name;
 	struct node *root;
 	/* called by resolve for each regular file that is met under a name it was not known by;
@@ -109,7 +109,7 @@ struct tree {
 	void *on_new_ctx;
 	_Atomic uint64_t freed; /* nodes, since tree_give_back() did */
 	dev_t dev; /* st_dev of the root: what has another one is not entered */
-	/* directory descriptor cache, under lock */
+	/* directory descriptor cache, under lock; see dirfd.c */
 	struct dirfd *dirfd_newest, *dirfd_oldest;
 	unsigned dirfd_count, dirfd_max;
 };

@@ -68,10 +68,10 @@ static bool is_known_object(struct tree *t, const struct ident *ident)
 
 	if (!n)
 		return false;
-	lock_take(&t->lock);
+	rmlock_rd(&t->lock);
 	for (const struct node_name *m = n->names; m && !n->raw && !yes; m = m->next)
 		yes = name_has_suffix(m->store_name);
-	lock_drop(&t->lock);
+	rmlock_drop(&t->lock);
 	node_unref(t, n);
 	return yes;
 }
@@ -199,9 +199,9 @@ static bool take_over(struct tree *t, struct node *n, struct node *dir,
 		node_set_ident(t, n, &e->ident);
 		n->info_valid = false;
 		n->plain = e->form == ENTRY_PLAIN;
-		lock_take(&t->lock);
+		rmlock_wr(&t->lock);
 		n->raw = n->plain;
-		lock_drop(&t->lock);
+		rmlock_drop(&t->lock);
 	}
 	lock_drop(&n->lock);
 	if (taken)
@@ -645,7 +645,7 @@ static errint_t open_unsized(struct tree *t, struct node *n, int *ret_fd,
 	errint_t err;
 	int fd = -1;
 
-	rwlock_rd(&t->ns);
+	rmlock_rd(&t->ns);
 	lock_take(&n->lock);
 	err = node_place(t, n, &place);
 	if (err)
@@ -661,7 +661,7 @@ static errint_t open_unsized(struct tree *t, struct node *n, int *ret_fd,
 	place_release(t, &place);
 out:
 	lock_drop(&n->lock);
-	rwlock_drop(&t->ns);
+	rmlock_drop(&t->ns);
 	*ret_fd = fd;
 	return err;
 }

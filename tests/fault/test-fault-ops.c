@@ -902,9 +902,9 @@ static void loop_init(struct loop *l, const struct operation *op, struct tally *
 	l->soak = soak && *soak && strcmp(soak, "0") != 0;
 	l->divisor = 1;
 #if defined(__SANITIZE_ADDRESS__)
-	l->divisor = 5;
+	l->divisor = 11;
 #elif defined(__SANITIZE_THREAD__)
-	l->divisor = 47;
+	l->divisor = 97;
 #endif
 	l->w.op = op->name;
 	(void)snprintf(tally->op, sizeof(tally->op), "%s", op->name);

@@ -272,7 +272,7 @@ static inline errint_t world_lookup(struct world *w, const char *path, struct no
 	errint_t r = 0;
 
 	node_ref(t, dir);
-	rwlock_rd(&t->ns);
+	rmlock_rd(&t->ns);
 	while (r == 0 && *path) {
 		size_t len = strcspn(path, "/");
 
@@ -282,7 +282,7 @@ static inline errint_t world_lookup(struct world *w, const char *path, struct no
 		node_unref(t, dir);
 		dir = r == 0 ? n : NULL;
 	}
-	rwlock_drop(&t->ns);
+	rmlock_drop(&t->ns);
 	if (r < 0 && dir)
 		node_unref(t, dir);
 	*ret = r == 0 ? dir : NULL;

@@ -11,6 +11,7 @@ import pytest
 from harness import (
     KIB,
     MIB,
+    SOAK,
     fallocate,
     noise,
     parse_object,
@@ -164,9 +165,10 @@ def test_corpus(box):
 def test_include_tree(box):
     """Some thousand small files in many directories."""
     source = os.path.join(box.dir("source"), "tree")
-    copy_some(["/usr/include"], source, 3000, 48 * MIB)
+    count = 3000 if SOAK else 1500
+    copy_some(["/usr/include"], source, count, count * 16 * KIB)
     c = box.cellar(pool_size="4M", writeback_delay="200ms").start()
-    round_trip(c, source, 300)
+    round_trip(c, source, count // 10)
 
 
 FRAME = 64 * KIB

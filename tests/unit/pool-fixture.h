@@ -100,9 +100,9 @@ static inline struct node *fx_lookup(struct fixture *f, const char *name)
 	struct stat st;
 	errint_t r;
 
-	rwlock_rd(&f->tree->ns);
+	rmlock_rd(&f->tree->ns);
 	r = resolve_name(f->tree, f->tree->root, name, &n, &st);
-	rwlock_drop(&f->tree->ns);
+	rmlock_drop(&f->tree->ns);
 	return r == 0 ? n : NULL;
 }
 

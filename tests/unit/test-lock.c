@@ -48,6 +48,7 @@ static void join(pthread_t t)
 struct shared {
 	struct lock lock;
 	struct rwlock rw;
+	struct rmlock rm;
 	pthread_cond_t cond;
 	struct signpost post;
 	bool ready;
@@ -61,6 +62,7 @@ static void shared_init(struct shared *s, enum lock_class class)
 	*s = (struct shared){.post = SIGNPOST};
 	lock_init(&s->lock, class);
 	rwlock_init(&s->rw, class);
+	rmlock_init(&s->rm, class);
 	lock_cond_init(&s->cond);
 }
 
@@ -68,6 +70,7 @@ static void shared_clear(struct shared *s)
 {
 	lock_clear(&s->lock);
 	rwlock_clear(&s->rw);
+	rmlock_clear(&s->rm);
 	assert_int_equal(pthread_cond_destroy(&s->cond), 0);
 }
 
@@ -238,6 +241,96 @@ static void test_readers_share(void **state)
 	rwlock_drop(&s.rw);
 	lock_assert_none();
 	shared_clear(&s);
+}
+
+static void *try_both_rm(void *arg)
+{
+	struct shared *s = arg;
+
+	s->tried = rmlock_try_rd(&s->rm);
+	if (s->tried)
+		rmlock_drop(&s->rm);
+	s->mine = rmlock_try_wr(&s->rm);
+	if (s->mine)
+		rmlock_drop(&s->rm);
+	return NULL;
+}
+
+/* A new thread each time, so that every part is somebody's. */
+static void each_part_tries(struct shared *s, bool read, bool written)
+{
+	for (unsigned i = 0; i < 2 * RMLOCK_PARTS; i++) {
+		join(run(try_both_rm, s));
+		assert_int_equal(s->tried, read);
+		assert_int_equal(s->mine, written);
+	}
+}
+
+static void test_read_mostly(void **state)
+{
+	struct shared s;
+
+	shared_init(&s, LOCK_NAMESPACE);
+	assert_true(s.rm.parts >= 1 && s.rm.parts <= RMLOCK_PARTS);
+	rmlock_clear(&s.rm);
+	for (unsigned parts = 1; parts <= RMLOCK_PARTS; parts += 5) {
+		rmlock_init_parts(&s.rm, LOCK_NAMESPACE, parts);
+		rmlock_rd(&s.rm);
+		each_part_tries(&s, true, false);
+		rmlock_drop(&s.rm);
+		rmlock_wr(&s.rm);
+		each_part_tries(&s, false, false);
+		rmlock_drop(&s.rm);
+		each_part_tries(&s, true, true);
+		assert_true(rmlock_try_wr(&s.rm));
+		each_part_tries(&s, false, false);
+		rmlock_drop(&s.rm);
+		lock_assert_none();
+		if (parts < RMLOCK_PARTS)
+			rmlock_clear(&s.rm);
+	}
+	shared_clear(&s);
+}
+
+struct counted {
+	struct rmlock rm;
+	uint64_t a, b; /* equal whenever nobody writes */
+};
+
+static void *count_up(void *arg)
+{
+	struct counted *c = arg;
+
+	for (unsigned i = 0; i < 20000; i++) {
+		if (i % 8 == 0) {
+			rmlock_wr(&c->rm);
+			c->a++;
+			c->b++;
+			rmlock_drop(&c->rm);
+		} else {
+			rmlock_rd(&c->rm);
+			if (c->a != c->b)
+				abort();
+			rmlock_drop(&c->rm);
+		}
+	}
+	return NULL;
+}
+
+/* Writers exclude each other and all readers, whichever part these take. */
+static void test_read_mostly_excludes(void **state)
+{
+	struct counted c = {.a = 0};
+	pthread_t threads[5];
+
+	rmlock_init_parts(&c.rm, LOCK_TABLE, 3);
+	for (size_t i = 0; i < ARRAY_LEN(threads); i++)
+		threads[i] = run(count_up, &c);
+	for (size_t i = 0; i < ARRAY_LEN(threads); i++)
+		join(threads[i]);
+	assert_int_equal(c.a, ARRAY_LEN(threads) * 2500);
+	assert_int_equal(c.b, c.a);
+	rmlock_clear(&c.rm);
 }
 
 static void *write_once(void *arg)
@@ -565,6 +658,8 @@ int main(void)
 	    cmocka_unit_test(test_wait),
 	    cmocka_unit_test(test_wait_times_out),
 	    cmocka_unit_test(test_readers_share),
+	    cmocka_unit_test(test_read_mostly),
+	    cmocka_unit_test(test_read_mostly_excludes),
 	    cmocka_unit_test(test_writers_are_preferred),
 	    cmocka_unit_test(test_mistakes),
 	    cmocka_unit_test(test_right_order),

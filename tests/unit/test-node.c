@@ -46,11 +46,11 @@ static errint_t place(struct bed *b, struct node *n, struct place *ret)
 
 	if (held) /* the caller took no part in this: nothing else runs */
 		lock_drop(&n->lock);
-	rwlock_rd(&b->tree->ns);
+	rmlock_rd(&b->tree->ns);
 	if (held)
 		lock_take(&n->lock);
 	err = node_place(b->tree, n, ret);
-	rwlock_drop(&b->tree->ns);
+	rmlock_drop(&b->tree->ns);
 	return err;
 }
 
@@ -508,9 +508,9 @@ static errint_t open_dir(struct bed *b, struct node *n, int *fd, struct dirfd **
 {
 	errint_t err;
 
-	rwlock_rd(&b->tree->ns);
+	rmlock_rd(&b->tree->ns);
 	err = node_open_dir(b->tree, n, fd, pin);
-	rwlock_drop(&b->tree->ns);
+	rmlock_drop(&b->tree->ns);
 	return err;
 }
 

@@ -742,9 +742,9 @@ static struct node *cellar_add_plain(struct cellar *c, const char *name)
 	struct stat st;
 
 	harness_write(c->store->root_fd, name, "plain", 5);
-	rwlock_rd(&c->tree->ns);
+	rmlock_rd(&c->tree->ns);
 	assert_int_equal(resolve_name(c->tree, c->tree->root, name, &n, &st), 0);
-	rwlock_drop(&c->tree->ns);
+	rmlock_drop(&c->tree->ns);
 	return n;
 }
 

@@ -20,9 +20,9 @@ static errint_t path_err(struct bed *b, const char *store_path)
 	struct stat st;
 	errint_t err;
 
-	rwlock_rd(&b->tree->ns);
+	rmlock_rd(&b->tree->ns);
 	err = resolve_store_path(b->tree, store_path, &n, &st);
-	rwlock_drop(&b->tree->ns);
+	rmlock_drop(&b->tree->ns);
 	bed_put(b, n);
 	return err;
 }
@@ -33,9 +33,9 @@ static struct node *by_path(struct bed *b, const char *store_path)
 	struct stat st;
 	errint_t err;
 
-	rwlock_rd(&b->tree->ns);
+	rmlock_rd(&b->tree->ns);
 	err = resolve_store_path(b->tree, store_path, &n, &st);
-	rwlock_drop(&b->tree->ns);
+	rmlock_drop(&b->tree->ns);
 	if (err)
 		fail_msg("%s: %s", store_path, strerror(-err));
 	return n;
@@ -49,7 +49,7 @@ static errint_t attr(struct bed *b, struct node *n, struct stat *ret)
 	struct stat st;
 	errint_t err;
 
-	rwlock_rd(&t->ns);
+	rmlock_rd(&t->ns);
 	lock_take(&n->lock);
 	err = resolve_stat(t, n, &st);
 	if (!err && S_ISREG(n->type)) {
@@ -62,7 +62,7 @@ static errint_t attr(struct bed *b, struct node *n, struct stat *ret)
 	if (!err)
 		resolve_attr(n, &st, ret);
 	lock_drop(&n->lock);
-	rwlock_drop(&t->ns);
+	rmlock_drop(&t->ns);
 	return err;
 }
 
@@ -651,14 +651,14 @@ static void look_during_a_look(struct bed *b, const char *waits, struct node *di
 	struct stat st;
 	uint64_t ino;
 
-	rwlock_rd(&b->tree->ns);
+	rmlock_rd(&b->tree->ns);
 	lock_take(&b->tree->root->lock);
 	start_look(&l);
 	assert_int_equal(resolve_name(b->tree, dir, looks, &n, &st), 0);
 	ino = n->ino;
 	node_unref(b->tree, n);
 	lock_drop(&b->tree->root->lock);
-	rwlock_drop(&b->tree->ns);
+	rmlock_drop(&b->tree->ns);
 	end_look(&l);
 	assert_int_equal(l.n->ino, ino);
 	bed_put(b, l.n);
@@ -715,12 +715,12 @@ static void test_look_under_the_directory(void **state)
 	struct stat st;
 
 	bed_object(b, "a.zst", 10, 0, 0);
-	rwlock_rd(&b->tree->ns);
+	rmlock_rd(&b->tree->ns);
 	lock_take(&b->tree->root->lock);
 	assert_int_equal(resolve_name(b->tree, b->tree->root, "a", &n, &st), 0);
 	assert_true(lock_is_mine(&b->tree->root->lock));
 	lock_drop(&b->tree->root->lock);
-	rwlock_drop(&b->tree->ns);
+	rmlock_drop(&b->tree->ns);
 	bed_put(b, n);
 }
 
@@ -1035,7 +1035,7 @@ static void replace_file(struct worker *w, uint64_t k)
 	file_name(logical, sizeof(logical), k, "");
 	file_name(stored, sizeof(stored), k, ".zst");
 	(void)snprintf(tmp, sizeof(tmp), "tmp-%p", (void *)w);
-	rwlock_rd(&t->ns);
+	rmlock_rd(&t->ns);
 	INVARIANT(!resolve_name(t, w->dir, logical, &n, &st));
 	INVARIANT(!node_place(t, n, &p));
 	harness_write(b->h->dirfd, tmp, hello_sized, sizeof(hello_sized));
@@ -1047,7 +1047,7 @@ static void replace_file(struct worker *w, uint64_t k)
 	n->info_valid = false;
 	node_unlock_pair(w->dir, n);
 	place_release(t, &p);
-	rwlock_drop(&t->ns);
+	rmlock_drop(&t->ns);
 	node_unref(t, n);
 }
 
@@ -1068,9 +1068,9 @@ static void *run_lookups(void *arg)
 			continue;
 		}
 		file_name(logical, sizeof(logical), k, "");
-		rwlock_rd(&t->ns);
+		rmlock_rd(&t->ns);
 		INVARIANT(!resolve_name(t, w->dir, logical, &n, &st));
-		rwlock_drop(&t->ns);
+		rmlock_drop(&t->ns);
 		ino = n->ino;
 		node_add_lookup(t, n);
 		node_unref(t, n);
@@ -1130,14 +1130,14 @@ static void *run_fleeting(void *arg)
 		struct node *n, *child;
 		struct stat st;
 
-		rwlock_rd(&b->tree->ns);
+		rmlock_rd(&b->tree->ns);
 		INVARIANT(!resolve_name(b->tree, b->tree->root, names[k], &n, &st));
 		if (k == 2) {
 			INVARIANT(!resolve_name(b->tree, n, "inner", &child, &st));
 			node_unref(b->tree, n);
 			n = child;
 		}
-		rwlock_drop(&b->tree->ns);
+		rmlock_drop(&b->tree->ns);
 		INVARIANT(!attr(b, n, &st));
 		node_unref(b->tree, n);
 	}

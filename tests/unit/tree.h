@@ -144,9 +144,9 @@ static inline errint_t bed_try(struct bed *b, struct node *dir, const char *logi
 	errint_t err;
 
 	*ret = NULL;
-	rwlock_rd(&b->tree->ns);
+	rmlock_rd(&b->tree->ns);
 	err = resolve_name(b->tree, dir, logical, ret, ret_st);
-	rwlock_drop(&b->tree->ns);
+	rmlock_drop(&b->tree->ns);
 	return err;
 }
 
