@@ -52,8 +52,9 @@ struct rwlock {
  * For what every request reads and few change. */
 #define RMLOCK_PARTS 16
 struct rmlock {
-	struct rmlock_part {
-		_Alignas(64) pthread_rwlock_t rw;
+	union rmlock_part {
+		pthread_rwlock_t rw;
+		char room[128]; /* two lines: wherever it begins, no two share one */
 	} part[RMLOCK_PARTS];
 	unsigned parts; /* in use: one a processor */
 	enum lock_class class;

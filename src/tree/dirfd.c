@@ -4,9 +4,9 @@
  *
  * The cache. At most dirfd_max descriptors without users, the longest unused go first (second
  * chance: what was used since the last look stays); those in use are never closed, so the
- * bound may be passed by as many as there are callers. A descriptor names its inode: it stays right when directories are renamed, and
- * when its directory was removed everything below it is ENOENT, which is right too. A node
- * that dies leaves its descriptor to those who still use it.
+ * bound may be passed by as many as there are callers. A descriptor names its inode: it stays
+ * right when directories are renamed, and when its directory was removed everything below it is
+ * ENOENT, which is right too. A node that dies leaves its descriptor to those who still use it.
  *
  * A miss opens from the nearest ancestor that is open, one component at a time and each
  * checked against the identity of its node: what was put there behind us is not entered.

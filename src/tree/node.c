@@ -25,7 +25,6 @@
 #include <inttypes.h>
 #include <malloc.h>
 #include <stdatomic.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <xxhash.h>
