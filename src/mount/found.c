@@ -197,8 +197,10 @@ void departure_commit(struct mount *m, const struct found *f, struct departure *
 	node_forget_seen(n);
 	if (!d->last && S_ISREG(n->type))
 		pool_meta_changed(n);
-	if (d->last)
+	if (d->last) {
 		catalog_file_delete(m->tree->catalog, &n->ident);
+		node_set_gone(m->tree, n);
+	}
 	node_remove_name(m->tree, n, f->dir, f->e.store_name.s);
 }
 

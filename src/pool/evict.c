@@ -421,15 +421,17 @@ struct doomed_syncs {
 /* (E3) */
 static errint_t sync_doomed(struct pool *p, const struct scratch *s, struct doomed_syncs *d)
 {
+	uint64_t gen;
+
 	if (!s->doomed_dirty || d->all || is_broken(BREAK_DOOM_EARLY))
 		return 0;
-	if (atomic_load(&p->left_unknown) ||
+	if (sync_left_unknown(p, &gen) ||
 	    node_left_others(p->tree, s->node, s->doomed_dir)) {
 		errint_t r = pool_sync_store(p);
 
 		d->all = r == 0;
 		if (d->all)
-			atomic_store(&p->left_unknown, false);
+			sync_left_known(p, gen);
 		step("doomed.synced");
 		return r;
 	}

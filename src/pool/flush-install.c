@@ -495,7 +495,8 @@ static bool replaces_inode(const struct job *j)
 
 errint_t job_sync_left(struct pool *p, struct job *j)
 {
-	bool more, all = atomic_load(&p->left_unknown);
+	uint64_t unknown_gen;
+	bool more, all = sync_left_unknown(p, &unknown_gen);
 	struct node *dir;
 	uint32_t gen;
 	errint_t r = 0;
@@ -511,8 +512,10 @@ errint_t job_sync_left(struct pool *p, struct job *j)
 		set_cause_errno(&j->cause, r, "cannot sync a directory that it has left");
 	else if (all || more || dir != j->at.parent)
 		node_left_done(p->tree, j->n, gen);
-	if (r == 0 && all)
-		atomic_store(&p->left_unknown, false);
+	if (r == 0 && (all || more))
+		sync_left_known(p, unknown_gen);
+	j->left_here = r == 0 && dir == j->at.parent && !more && !all;
+	j->left_gen = gen;
 	node_unref(p->tree, dir);
 	return r;
 }

@@ -37,6 +37,9 @@ struct job {
 	struct name
 	    install_name; /* there; differs from at.store_name when a plain file becomes an object */
 	struct name tmp;
+	bool
+	    left_here; /* (F10): the file has lost names in at.parent only, as of left_gen */
+	uint32_t left_gen;
 	uint64_t gen, size, seq;
 	uint64_t ask; /* bytes below are asked of the object, the others of the scratch */
 	struct timespec ctime;

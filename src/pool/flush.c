@@ -45,8 +45,8 @@
  *  (F10) Before another inode takes the object's place, the names that the file has lost (by rename, or
  *       one of several) are durably gone, but for those in the directory of the new one: btrfs
  *       syncs one directory without the other, and a cut would bring them back, leading to the
- *       old object beside the new one. What was lost before an unclean start is not known: the
- *       first flush after it syncs the store.
+ *       old object beside the new one. What was lost before an unclean start is not known, nor what
+ *       was by files that the kernel has let us forget: the next flush syncs the store.
  *  (F8) Once the new object has its name, node and record (in memory) know it, whatever fails: what
  *       can fail of finding out its identity and stamp comes before. Otherwise the next try
  *       would take our own object for a foreign one.
@@ -754,6 +754,10 @@ static void sync_batch_dirs(struct pool *p, struct job *jobs, size_t n)
 			jobs[i].error =
 			    set_cause_errno(&jobs[i].cause, r, "cannot sync the directory");
 		}
+	}
+	for (size_t i = 0; i < n; i++) {
+		if (needs[i] && jobs[i].error == 0 && jobs[i].left_here)
+			node_left_done(p->tree, jobs[i].n, jobs[i].left_gen); /* (F10) */
 	}
 	step("flush.dirsynced");
 }

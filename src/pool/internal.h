@@ -169,8 +169,7 @@ struct pool {
 	_Atomic bool no_clones; /* its filesystem cannot share blocks of files */
 	bool stores_seen;       /* a store through a mapping moves mtime */
 
-	_Atomic bool
-	    left_unknown; /* names may have gone, not durably, before this start (F10), (E3) */
+	_Atomic uint64_t left_synced; /* sync_left_unknown() */
 	_Atomic bool stopping;
 	_Atomic bool no_space; /* the pool's disk is past the stop mark */
 	_Atomic bool full; /* closed scratch alone is well above the limit, or no_space */
@@ -313,6 +312,11 @@ errint_t sync_directories(struct pool *p, struct node *dir, int dirfd);
 errint_t sync_left_directory(struct pool *p, struct node *dir);
 /* The name of a directory changed: it is not known to be durable any more. */
 void sync_forget_dir(struct pool *p, uint64_t ino);
+/* (F10), (E3): whether files have lost names, not durably, of which nobody knows any more: before an
+ * unclean start, or their nodes were freed. After pool_sync_store() sync_left_known() says, with the
+ * *ret_gen from before it, that these are durably gone. */
+bool sync_left_unknown(struct pool *p, uint64_t *ret_gen);
+void sync_left_known(struct pool *p, uint64_t gen);
 void sync_house(struct pool *p);
 /* What is written is durable on return: (Y1). No locks. */
 errint_t sync_file(struct pool *p, struct node *n);

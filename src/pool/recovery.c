@@ -882,7 +882,8 @@ errint_t pool_recover(struct pool *p, char **cause)
 	if (rc.taken > 0)
 		log_info("recovered %llu dirty files of an earlier run",
 		         (unsigned long long)rc.taken);
-	atomic_store(&p->left_unknown, !p->place.clean && !p->place.created);
+	if (!p->place.clean && !p->place.created)
+		p->tree->left_forgotten++;
 	step("recovery.unmarked");
 	p->recovered = true;
 	p->tree->on_new = recovery_met;

@@ -91,6 +91,20 @@ void sync_forget_dir(struct pool *p, uint64_t ino)
 	lock_drop(&p->seen_lock);
 }
 
+bool sync_left_unknown(struct pool *p, uint64_t *ret_gen)
+{
+	*ret_gen = atomic_load(&p->tree->left_forgotten);
+	return *ret_gen != atomic_load(&p->left_synced);
+}
+
+void sync_left_known(struct pool *p, uint64_t gen)
+{
+	uint64_t now = atomic_load(&p->left_synced);
+
+	while (now < gen && !atomic_compare_exchange_weak(&p->left_synced, &now, gen))
+		;
+}
+
 void sync_clear(struct pool *p)
 {
 	seen_empty(p);

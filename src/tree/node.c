@@ -177,6 +177,8 @@ static void reap_locked(struct tree *t, struct node *n, struct dead *d)
 		if (n->left) {
 			struct node *left = steal_pointer(&n->left);
 
+			if (!n->gone)
+				t->left_forgotten++;
 			left->refs--;
 			if (is_unused(t, left)) {
 				take_out_locked(t, left, d);
@@ -482,6 +484,13 @@ bool node_left_others(struct tree *t, struct node *n, const struct node *dir)
 	others = n->left_more || (n->left && n->left != dir);
 	rmlock_drop(&t->lock);
 	return others;
+}
+
+void node_set_gone(struct tree *t, struct node *n)
+{
+	rmlock_wr(&t->lock);
+	n->gone = true;
+	rmlock_drop(&t->lock);
 }
 
 bool node_has_names(struct tree *t, struct node *n)

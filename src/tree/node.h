@@ -65,6 +65,7 @@ struct node {
 	struct node_name *names;
 	struct node *left; /* referenced: a directory where a file has lost a name */
 	bool left_more;    /* and there are others */
+	bool gone;         /* the inode's last link was removed */
 	uint32_t left_gen; /* raised with the two */
 	struct dirfd *dirfd;
 	struct node *next_dead; /* on its way to be freed */
@@ -108,6 +109,8 @@ struct tree {
 	void (*on_new)(void *ctx, struct node *n);
 	void *on_new_ctx;
 	_Atomic uint64_t freed; /* nodes, since tree_give_back() did */
+	/* raised when a node is freed of which node_left() still said something, and whose inode goes on */
+	_Atomic uint64_t left_forgotten;
 	dev_t dev; /* st_dev of the root: what has another one is not entered */
 	/* directory descriptor cache, under lock; see dirfd.c */
 	struct dirfd *dirfd_newest, *dirfd_oldest;
@@ -160,10 +163,12 @@ void node_add_name(struct tree *t, struct node *n, struct node *parent,
                    const char *store_name);
 void node_remove_name(struct tree *t, struct node *n, struct node *parent,
                       const char *store_name);
+/* The last link of its inode was removed: what it left does not matter. */
+void node_set_gone(struct tree *t, struct node *n);
 bool node_has_names(struct tree *t, struct node *n);
 /* A directory (referenced) where n, a file, has lost a name since node_left_done(), or NULL; *ret_more:
  * it is not the only one. *ret_gen is for node_left_done(), which says that all that was lost until
- * then is durably gone. */
+ * then is durably gone. A node that is freed takes it along: tree->left_forgotten. */
 struct node *node_left(struct tree *t, struct node *n, bool *ret_more, uint32_t *ret_gen);
 void node_left_done(struct tree *t, struct node *n, uint32_t gen);
 /* Whether that was in other directories than dir. */

@@ -352,6 +352,80 @@ static void test_many_files_below_a_limit(void **state)
 	fx_close(&f);
 }
 
+/* The file goes from d/a to b: names and store. */
+static void move_out(struct fixture *f, struct node *n, struct node *d)
+{
+	int fd = openat(f->store->root_fd, "d", O_RDONLY | O_DIRECTORY);
+
+	assert_true(fd >= 0);
+	assert_int_equal(renameat(f->store->root_fd, "a.zst", fd, "a.zst"), 0);
+	node_add_name(f->tree, n, d, "a.zst");
+	node_remove_name(f->tree, n, f->tree->root, "a.zst");
+	assert_int_equal(close(fd), 0);
+}
+
+/* (F10): what a file has left is remembered by its node, and by the tree where that is forgotten; the
+ * next flush makes it durable, once. */
+static void test_names_that_were_left(void **state)
+{
+	struct harness *h = *state;
+	uint64_t ino, gen, synced;
+	struct node *n, *d, *left;
+	struct fixture f;
+	uint32_t left_gen;
+	bool more;
+
+	fx_options(&f);
+	fx_open(&f, h->path, true);
+	assert_int_equal(mkdirat(f.store->root_fd, "d", 0755), 0);
+	d = fx_lookup(&f, "d");
+	n = fx_make(&f, "a", text, 5000);
+	fx_flush(&f);
+	assert_false(sync_left_unknown(f.pool, &gen));
+
+	/* within one directory, and flushed there: nothing is left */
+	assert_int_equal(renameat(f.store->root_fd, "a.zst", f.store->root_fd, "c.zst"), 0);
+	node_add_name(f.tree, n, f.tree->root, "c.zst");
+	node_remove_name(f.tree, n, f.tree->root, "a.zst");
+	left = node_left(f.tree, n, &more, &left_gen);
+	assert_ptr_equal(left, f.tree->root);
+	node_unref(f.tree, left);
+	rewrite(&f, n, text, 6000);
+	fx_flush(&f);
+	assert_null(node_left(f.tree, n, &more, &left_gen));
+	assert_int_equal(renameat(f.store->root_fd, "c.zst", f.store->root_fd, "a.zst"), 0);
+	node_add_name(f.tree, n, f.tree->root, "a.zst");
+	node_remove_name(f.tree, n, f.tree->root, "c.zst");
+	rewrite(&f, n, text, 5000);
+	fx_flush(&f);
+
+	/* to another one, and forgotten */
+	move_out(&f, n, d);
+	ino = n->ino;
+	assert_int_equal(pool_evict(f.pool, n), 0);
+	assert_false(sync_left_unknown(f.pool, &gen));
+	node_unref(f.tree, n);
+	assert_null(tree_get(f.tree, ino));
+	assert_true(sync_left_unknown(f.pool, &gen));
+	n = fx_make(&f, "other", text, 100);
+	assert_true(sync_left_unknown(f.pool, &gen));
+	fx_flush(&f);
+	assert_false(sync_left_unknown(f.pool, &gen));
+	assert_true(gen > 0);
+
+	/* what is gone altogether does not matter */
+	synced = gen;
+	assert_int_equal(pool_evict(f.pool, n), 0);
+	assert_int_equal(unlinkat(f.store->root_fd, "other.zst", 0), 0);
+	node_set_gone(f.tree, n);
+	node_remove_name(f.tree, n, f.tree->root, "other.zst");
+	node_unref(f.tree, n);
+	assert_false(sync_left_unknown(f.pool, &gen));
+	assert_int_equal(gen, synced);
+	node_unref(f.tree, d);
+	fx_close(&f);
+}
+
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, harness_teardown)
 
 int main(void)
@@ -361,6 +435,7 @@ int main(void)
 	    T(test_conflict_keeps_both),       T(test_object_gone_is_made_again),
 	    T(test_plain_file_becomes_object), T(test_failure_is_kept_and_retried),
 	    T(test_written_all_the_time),      T(test_many_files_below_a_limit),
+	    T(test_names_that_were_left),
 	};
 
 	return cmocka_run_group_tests_name("flush", tests, NULL, NULL);
