@@ -4,6 +4,10 @@
  *
  * An unmounted disk must not look like an empty pool: the store remembers its pool's UUID and
  * the pool its store's, and any mismatch is refused.
+ *
+ * L1. An open that fails leaves no directory that it made, and takes none from another daemon that
+ *     opened it meanwhile: pool.lock is removed only under its lock, the directory only when it is
+ *     empty, and who finds that the directory or the lock file it opened has gone begins again.
  */
 #include <signal.h>
 #include <stdio.h>
@@ -17,6 +21,8 @@
 
 #define HOLDER_TRIES    40
 #define HOLDER_PAUSE_NS 25000000L
+
+#define OPEN_TRIES 16
 
 #define POOL_MAGIC "cellar-pool 1"
 
@@ -80,14 +86,18 @@ static ssize_t read_holder(int fd, char *buf, size_t size)
 	return n;
 }
 
+/* -ESTALE, without a cause: the directory was removed by whoever made it (L1). */
 static errint_t lock_pool(struct pool_place *pl, bool *ret_draining, char **cause)
 {
 	char buf[64];
+	struct stat st;
 	ssize_t n;
 	int len;
 
 	pl->lock_fd =
 	    sys_openat(pl->dirfd, "pool.lock", O_RDWR | O_CREAT | O_NOFOLLOW, 0600);
+	if (pl->lock_fd == -ENOENT)
+		return -ESTALE;
 	if (pl->lock_fd < 0)
 		return set_cause_errno(cause, pl->lock_fd, "cannot open \"%s/pool.lock\"",
 		                       pl->path);
@@ -102,6 +112,9 @@ static errint_t lock_pool(struct pool_place *pl, bool *ret_draining, char **caus
 		                 "the pool \"%s\" is in use by another cellard, %s",
 		                 pl->path, buf[0] ? buf : "pid unknown");
 	}
+	pl->locked = true;
+	if (sys_fstat(pl->lock_fd, &st) == 0 && st.st_nlink == 0)
+		return -ESTALE;
 	len = snprintf(buf, sizeof(buf), "pid %d\n", (int)getpid());
 	if (ftruncate(pl->lock_fd, 0) < 0)
 		return set_cause_errno(cause, -errno, "cannot write \"%s/pool.lock\"",
@@ -169,17 +182,23 @@ static errint_t match(struct pool_place *pl, const struct uuid *store,
 	             : 0;
 }
 
-errint_t pool_place_open(const char *path, const struct uuid *store,
-                         const struct uuid *store_pool, bool new_pool,
-                         struct pool_place *ret, bool *ret_draining, char **cause)
+/* What an open that failed has made, and only that (L1). */
+static void undo_make(const struct pool_place *pl)
+{
+	if (pl->locked)
+		(void)sys_unlinkat(pl->dirfd, "pool.lock", 0);
+	(void)sys_unlinkat(AT_FDCWD, pl->path, AT_REMOVEDIR);
+}
+
+static errint_t open_once(const char *path, const struct uuid *store,
+                          const struct uuid *store_pool, bool new_pool,
+                          struct pool_place *ret, bool *ret_draining, char **cause)
 {
 	struct pool_place pl = {.dirfd = -1, .lock_fd = -1};
 	struct stat st;
 	errint_t r = sys_mkdirat(AT_FDCWD, path, 0700);
 	bool made = r == 0;
 
-	if (ret_draining)
-		*ret_draining = false;
 	if (r < 0 && r != -EEXIST)
 		return set_cause_errno(cause, r, "cannot make the pool \"%s\"", path);
 	pl.path = xstrdup(path);
@@ -205,11 +224,25 @@ errint_t pool_place_open(const char *path, const struct uuid *store,
 	*ret = pl;
 	return 0;
 fail:
-	if (made) {
-		(void)sys_unlinkat(pl.dirfd, "pool.lock", 0);
-		(void)sys_unlinkat(AT_FDCWD, path, AT_REMOVEDIR);
-	}
+	if (made)
+		undo_make(&pl);
 	pool_place_close(&pl);
+	return r;
+}
+
+errint_t pool_place_open(const char *path, const struct uuid *store,
+                         const struct uuid *store_pool, bool new_pool,
+                         struct pool_place *ret, bool *ret_draining, char **cause)
+{
+	errint_t r = -ESTALE;
+
+	if (ret_draining)
+		*ret_draining = false;
+	for (unsigned i = 0; i < OPEN_TRIES && r == -ESTALE; i++)
+		r = open_once(path, store, store_pool, new_pool, ret, ret_draining, cause);
+	if (r == -ESTALE && cause && !*cause)
+		(void)set_cause(cause, r,
+		                "the pool \"%s\" is removed as often as it is made", path);
 	return r;
 }
 

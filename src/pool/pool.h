@@ -43,6 +43,7 @@ struct pool_place {
 	struct uuid uuid;
 	struct uuid store; /* whose pool it is */
 	int lock_fd;
+	bool locked; /* through lock_fd */
 	bool created;
 	bool clean; /* was shut down cleanly */
 };

@@ -335,7 +335,7 @@ def test_readdir_of_many_while_changing(cellar):
     assert sizes == dict.fromkeys(stay, 0)
     c.flush()
     assert set(os.listdir(c.path("d"))) == stay
-    assert len(os.listdir(c.store_path("d"))) == 5000
+    assert len(os.listdir(c.store_path("d"))) == len(stay)
     subprocess.run(["rm", "-r", c.path("d")], check=True)
     assert os.listdir(c.mnt) == []
     assert os.listdir(c.store) == [".cellar"]

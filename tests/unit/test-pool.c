@@ -1,4 +1,6 @@
 /* Opening, closing, evicting: the states of a scratch but for flush and recovery. */
+#include <pthread.h>
+
 #include "pool-fixture.h"
 
 #define TEXT_LEN (300U << 10)
@@ -225,6 +227,61 @@ static void test_doomed(void **state)
 	fx_close(&f);
 }
 
+struct racer {
+	pthread_barrier_t *start;
+	const char *path;
+	struct uuid store;
+	struct pool_place place;
+	errint_t result;
+	char *cause;
+};
+
+static void *race_for_pool(void *arg)
+{
+	const struct uuid none = {{0}};
+	struct racer *a = arg;
+
+	pthread_barrier_wait(a->start);
+	a->result =
+	    pool_place_open(a->path, &a->store, &none, false, &a->place, NULL, &a->cause);
+	return NULL;
+}
+
+/* (L1) The loser that made the directory does not take it from the winner. */
+static void test_two_stores_race_for_a_pool(void **state)
+{
+	struct harness *h = *state;
+	cleanup_free char *path = xasprintf("%s/raced", h->path);
+	pthread_barrier_t start;
+
+	assert_int_equal(pthread_barrier_init(&start, NULL, 2), 0);
+	for (int i = 0; i < 60; i++) {
+		struct racer racer[2];
+		pthread_t thread[2];
+		int won;
+
+		for (int k = 0; k < 2; k++) {
+			racer[k] = (struct racer){
+			    .start = &start, .path = path, .store = uuid_random()};
+			assert_int_equal(
+			    pthread_create(&thread[k], NULL, race_for_pool, &racer[k]), 0);
+		}
+		for (int k = 0; k < 2; k++)
+			pthread_join(thread[k], NULL);
+		won = racer[0].result == 0 ? 0 : 1;
+		assert_int_equal(racer[won].result, 0);
+		if (racer[!won].result != -EXDEV)
+			assert_int_equal(racer[!won].result, -EBUSY);
+		assert_non_null(racer[!won].cause);
+		free(racer[!won].cause);
+		assert_int_equal(unlinkat(racer[won].place.dirfd, "pool.lock", 0), 0);
+		assert_int_equal(unlinkat(racer[won].place.dirfd, "pool.self", 0), 0);
+		pool_place_close(&racer[won].place);
+		assert_int_equal(rmdir(path), 0);
+	}
+	pthread_barrier_destroy(&start);
+}
+
 static void test_wrong_pool_is_refused(void **state)
 {
 	struct harness *h = *state;
@@ -280,6 +337,7 @@ int main(void)
 	    T(test_least_recently_used_goes_first),
 	    T(test_open_limit),
 	    T(test_doomed),
+	    T(test_two_stores_race_for_a_pool),
 	    T(test_wrong_pool_is_refused),
 	};
 
