@@ -61,8 +61,9 @@ static const char *class_name(enum lock_class class)
 	static const char *const names[] = {
 	    [LOCK_NAMESPACE] = "LOCK_NAMESPACE", [LOCK_NODE] = "LOCK_NODE",
 	    [LOCK_SCRATCH] = "LOCK_SCRATCH",     [LOCK_POOL] = "LOCK_POOL",
-	    [LOCK_NUMBERS] = "LOCK_NUMBERS",     [LOCK_TABLE] = "LOCK_TABLE",
-	    [LOCK_CATALOG] = "LOCK_CATALOG",     [LOCK_LEAF] = "LOCK_LEAF",
+	    [LOCK_LISTING] = "LOCK_LISTING",     [LOCK_NUMBERS] = "LOCK_NUMBERS",
+	    [LOCK_TABLE] = "LOCK_TABLE",         [LOCK_CATALOG] = "LOCK_CATALOG",
+	    [LOCK_LEAF] = "LOCK_LEAF",
 	};
 
 	return class < ARRAY_LEN(names) ? names[class] : "?";

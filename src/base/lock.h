@@ -30,6 +30,7 @@ enum lock_class {
 	LOCK_NODE,      /* struct node.lock: one inode; held across its own store calls */
 	LOCK_SCRATCH, /* struct scratch.gate: writers share it, shrink and flush exclude */
 	LOCK_POOL,    /* struct pool.lock: lists, queue, accounting; memory only */
+	LOCK_LISTING, /* struct tree.listing: listing, or replacing an entry (tree/listing.h) */
 	LOCK_NUMBERS, /* struct tree.numbers: which number a new identity gets */
 	LOCK_TABLE,   /* struct tree.lock: node table and names; memory only */
 	LOCK_CATALOG, /* struct catalog.lock */

@@ -26,6 +26,7 @@
 #include <string.h>
 
 #include "mount/request.h"
+#include "tree/listing.h"
 
 #include "uthash.h"
 
@@ -145,19 +146,12 @@ static void give_positions(struct snapshot *s, const struct snapshot *before)
 /* Makes a new one the handle's, and returns it counted for the caller too. */
 static errint_t snapshot_make(struct mount *m, struct dir_handle *d, struct snapshot **ret)
 {
-	struct entry_rules rules = resolve_rules(m->tree);
 	struct snapshot *s = xcalloc(1, sizeof(*s)), *before = snapshot_get(d);
-	struct dirfd *pin;
 	errint_t err;
 	bool mine;
-	int dirfd;
 
 	rmlock_rd(&m->tree->ns);
-	err = node_open_dir(m->tree, d->node, &dirfd, &pin);
-	if (!err) {
-		err = entry_list(&rules, dirfd, d->node->ino == TREE_ROOT_INO, &s->list);
-		dirfd_release(m->tree, pin);
-	}
+	err = tree_list(m->tree, d->node, &s->list);
 	rmlock_drop(&m->tree->ns);
 	if (err == -ENOENT) /* the directory was removed: it is empty */
 		err = 0;

@@ -14,6 +14,7 @@
 
 #include "base/steps.h"
 #include "mount/found.h"
+#include "tree/listing.h"
 
 /* ---- rename ---- */
 
@@ -112,7 +113,7 @@ static errint_t check_replace(const struct renaming *x)
 }
 
 /* (N1): where the forms differ, the new entry first. */
-static errint_t replace_in_store(const struct renaming *x, const char *new_name)
+static errint_t move_in_store(const struct renaming *x, const char *new_name)
 {
 	const struct found *from = &x->from, *to = &x->to;
 	const char *old_name = from->e.store_name.s;
@@ -124,6 +125,20 @@ static errint_t replace_in_store(const struct renaming *x, const char *new_name)
 	err = sys_unlinkat(to->dirfd, to->e.store_name.s, 0);
 	if (err)
 		(void)sys_renameat2(to->dirfd, new_name, from->dirfd, old_name, 0);
+	return err;
+}
+
+static errint_t replace_in_store(const struct renaming *x, const char *new_name)
+{
+	struct tree *t = x->r->m->tree;
+	errint_t err;
+
+	if (!x->to.node)
+		return move_in_store(x, new_name);
+	tree_replacing(t,
+	               x->to.dir); /* (K1); the kernel excludes only listings through it */
+	err = move_in_store(x, new_name);
+	tree_replaced(t, x->to.dir);
 	return err;
 }
 

@@ -21,6 +21,7 @@
 #include "base/text.h"
 #include "pool/flush-job.h"
 #include "store/attrs.h"
+#include "tree/listing.h"
 
 #define CONFLICT_TRIES 100
 
@@ -448,6 +449,25 @@ static void say_made_again(const struct job *j)
 	    path);
 }
 
+/* The new object takes the name. */
+static errint_t take_place(struct pool *p, struct job *j, bool renamed_plain)
+{
+	errint_t r;
+
+	j->tried = true;
+	r = store_replace(p->store, j->tmp.s, j->at.dirfd, j->install_name.s);
+	if (r < 0)
+		return r;
+	j->tmp.s[0] = '\0';
+	j->installed = true;
+	if (j->s)
+		scratch_keep_base(j->s); /* (F9) */
+	job_adopt_object(p, j, j->out_fd);
+	if (renamed_plain)
+		drop_plain_name(p, j);
+	return 0;
+}
+
 static errint_t install_replace(struct pool *p, struct job *j)
 {
 	bool renamed_plain = strcmp(j->install_name.s, j->at.store_name.s) != 0;
@@ -458,22 +478,15 @@ static errint_t install_replace(struct pool *p, struct job *j)
 	if (r < 0)
 		return r;
 	resolve_attr(j->at.parent, &before, &shown);
+	tree_replacing(p->tree, j->at.parent); /* (K1) */
 	if (j->conflict)
 		r = keep_foreign(p, j);
-	if (r == 0) {
-		j->tried = true;
-		r = store_replace(p->store, j->tmp.s, j->at.dirfd, j->install_name.s);
-	}
+	if (r == 0)
+		r = take_place(p, j, renamed_plain);
+	tree_replaced(p->tree, j->at.parent);
 	if (r < 0)
 		return set_cause_errno(&j->cause, r,
 		                       "cannot put the new object in its place");
-	j->tmp.s[0] = '\0';
-	j->installed = true;
-	if (j->s)
-		scratch_keep_base(j->s); /* (F9) */
-	job_adopt_object(p, j, j->out_fd);
-	if (renamed_plain)
-		drop_plain_name(p, j);
 	if (j->target_fd <= 0 && !j->conflict)
 		say_made_again(j);
 	if (j->target_fd <= 0)

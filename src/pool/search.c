@@ -13,6 +13,7 @@
 #include "base/workers.h"
 #include "pool/internal.h"
 #include "pool/lost.h"
+#include "tree/listing.h"
 
 #include "utlist.h"
 
@@ -36,19 +37,12 @@ static void push(struct search *w, struct node *n)
 static void search_dir(struct search *w, struct node *dir)
 {
 	struct tree *t = w->p->tree;
-	struct entry_rules rules = resolve_rules(t);
 	struct listing l = {0};
-	struct dirfd *pin;
-	int dirfd;
 	errint_t r;
 
 	rmlock_rd(&t->ns);
-	r = node_open_dir(t, dir, &dirfd, &pin);
+	r = tree_list(t, dir, &l);
 	rmlock_drop(&t->ns);
-	if (r == 0) {
-		r = entry_list(&rules, dirfd, dir->ino == TREE_ROOT_INO, &l);
-		dirfd_release(t, pin);
-	}
 	if (r < 0 && r != -ENOENT)
 		w->whole = false;
 	for (size_t i = 0; i < l.count && !atomic_load(&w->p->stopping); i++) {

@@ -645,6 +645,8 @@ errint_t tree_open(struct store *store, struct catalog *catalog, const struct uu
 	t->keep_foreign = keep_foreign;
 	t->max_object = max_object;
 	rmlock_init(&t->ns, LOCK_NAMESPACE);
+	for (size_t i = 0; i < ARRAY_LEN(t->listing); i++)
+		rwlock_init(&t->listing[i], LOCK_LISTING);
 	lock_init(&t->numbers, LOCK_NUMBERS);
 	rmlock_init(&t->lock, LOCK_TABLE);
 	dirfd_setup(t);
@@ -683,6 +685,8 @@ void tree_close(struct tree *t)
 	hashtab_clear(&t->by_ident);
 	hashtab_clear(&t->by_name);
 	rmlock_clear(&t->ns);
+	for (size_t i = 0; i < ARRAY_LEN(t->listing); i++)
+		rwlock_clear(&t->listing[i]);
 	lock_clear(&t->numbers);
 	rmlock_clear(&t->lock);
 	free(t);

@@ -7,73 +7,17 @@ never only at close, and nothing that was acknowledged is lost.
 """
 
 import errno
-import fcntl
 import os
-import struct
 
 import pytest
 
-from harness import KIB, MIB, detach, errno_of, mkfs, noise, run, wait_for
+from disk import Disk
+from harness import KIB, MIB, detach, errno_of, noise, run, wait_for
 
 pytestmark = pytest.mark.root
 
 COMPLAINTS = r"cannot flush|No space|quota|cannot sync|cannot mark|error"
-EXT4_SHUTDOWN = XFS_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
-NO_LOG_FLUSH = 2
 
-
-class Disk:
-    """A filesystem of its own on an image, mounted below the test's directory."""
-
-    def __init__(self, box, name, kind="ext4", size=48 * MIB, options=()):
-        self.kind = kind
-        self.image = os.path.join(box.path, name + ".img")
-        self.path = box.dir(name)
-        with open(self.image, "wb") as f:
-            f.truncate(size)
-        mkfs(f"mkfs.{kind}", "-q", *options, self.image)
-        box.cleanups.append(self.umount)
-        self.mount()
-
-    def mount(self):
-        run("mount", "-o", "loop", self.image, self.path)
-
-    def umount(self):
-        run("umount", "-l", self.path, check=False)
-
-    def dir(self, name):
-        path = os.path.join(self.path, name)
-        os.makedirs(path, exist_ok=True)
-        return path
-
-    def fill(self, leave=0):
-        """Takes all room but `leave` bytes, the reserve of root too."""
-        fd = os.open(os.path.join(self.path, "ballast"), os.O_CREAT | os.O_WRONLY, 0o600)
-        step = MIB
-        try:
-            while step >= 4 * KIB:
-                try:
-                    os.write(fd, noise(step, 7))
-                except OSError:
-                    step //= 2
-            os.fsync(fd)
-            if leave:
-                os.ftruncate(fd, os.fstat(fd).st_size - leave)
-                os.fsync(fd)
-        finally:
-            os.close(fd)
-
-    def free(self):
-        os.unlink(os.path.join(self.path, "ballast"))
-        os.sync()
-
-    def shut_down(self):
-        """The device is gone: what was not written out never will be."""
-        fd = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.ioctl(fd, EXT4_SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
-        finally:
-            os.close(fd)
 
 
 def make(box, store=None, pool=None, **opts):

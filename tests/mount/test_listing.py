@@ -1,10 +1,14 @@
 """What listing costs: attributes come with the names for who looks at them (src/mount/interest.h)."""
 
+import itertools
 import os
 import subprocess
 import sys
 
-from harness import read_file, write_file
+import pytest
+
+from disk import Disk
+from harness import MIB, kill_quietly, read_file, reap, spawn, write_file
 
 COUNT = 500  # files in a directory: several times what the first reply holds
 
@@ -74,3 +78,31 @@ def test_known_names_change(box, mode):
     assert found.pop("f5").is_dir(follow_symlinks=False)
     assert {n: e.inode() for n, e in found.items()} == numbers
     assert all(e.is_file(follow_symlinks=False) for e in found.values())
+
+
+def write_for_ever(where, names):
+    for i in itertools.count():
+        for name in names:
+            with open(os.path.join(where, name), "r+b") as f:
+                f.write(b"%d" % i)
+
+
+@pytest.mark.root
+def test_names_stay_while_files_are_flushed(box, mode):
+    """(K1) On btrfs, where who reads a directory may miss a name that is renamed over."""
+    disk = Disk(box, "disk", "btrfs", 256 * MIB)
+    c = box.cellar(store=disk.dir("store"), writeback_delay="1ms", **mode).start()
+    names = {f"f{i}" for i in range(40)}
+    for name in names:
+        c.write(name, b"old")
+    c.flush()
+    enough = c.counter("flushes") + 200
+    pid = spawn(write_for_ever, c.mnt, sorted(names))
+    listed = 0
+    while listed % 500 or listed < 1500 or c.counter("flushes") < enough:
+        missing = names - set(os.listdir(c.mnt))
+        assert not missing, f"not listed: {missing}"
+        listed += 1
+    kill_quietly(pid)
+    assert reap(pid) != 0
+    c.stop()
