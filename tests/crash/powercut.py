@@ -18,6 +18,7 @@ import subprocess
 import threading
 import time
 import uuid
+import zlib
 
 from harness import errno_of, kill_quietly, parse_object, read_file, reap, run, spawn, wait_for
 from load import Journal, RandomWriter, adopt, replay
@@ -141,6 +142,20 @@ def check_objects(c, tops):
     return problems
 
 
+def changed(before, after):
+    """What two look()s of a directory do not have in common, as sentences without their end."""
+
+    def short(got):
+        if isinstance(got, bytes):
+            return f"{len(got)} bytes ({got[:40]!r}..., {zlib.crc32(got):08x})"
+        return repr(got)
+
+    for name in sorted(set(before) | set(after)):
+        a, b = (short(d[name]) if name in d else "not there" for d in (before, after))
+        if a != b:
+            yield f"{name}: {a} before, {b}"
+
+
 def verify(rig, models, env=None, **opts):
     """Recovers what is on the rig's disks. models: {directory: Model}."""
     out = Outcome()
@@ -164,8 +179,8 @@ def verify(rig, models, env=None, **opts):
         tops = [t for t in models if os.path.isdir(c.path(t))]
         out.problems += check_objects(c, tops)
         for top in tops:
-            if look(c.path(top)) != found[top]:
-                out.problems.append(f"{top}: a flush changed what is read")
+            for name in changed(found[top], look(c.path(top))):
+                out.problems.append(f"{top}/{name} after a flush")
         if not out.problems:
             out.models = {top: adopt(c.path(top)) for top in tops}
         c.stop()
