@@ -165,9 +165,9 @@ def test_larger_than_the_pool(box):
 
 
 def test_foreign_object_streams(box):
-    """One frame of 200 MiB: the first bytes cost about a piece, the whole is decoded once."""
+    """One frame of 100 MiB: the first bytes cost about a piece, the whole is decoded once."""
     c = box.cellar(pool_size="1G").start()
-    data = text(200 * MIB, 4)
+    data = text(100 * MIB, 4)
     zstd_make(data, c.store_path("foreign.zst"), "-1")
     decoded = c.counter("bytes_decoded")
     assert os.stat(c.path("foreign")).st_size == len(data)

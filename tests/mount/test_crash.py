@@ -17,8 +17,10 @@ from harness import (
     KIB,
     MIB,
     RENAME_EXCHANGE,
+    ROOT,
     ROUNDS,
     SEED,
+    SOAK,
     SOURCE,
     errno_of,
     kill_quietly,
@@ -578,7 +580,7 @@ def killed_in_recovery(c, name):
 
 
 @pytest.mark.limit(60)
-@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("nth", [1, 2] if ROOT or SOAK else [1])
 @pytest.mark.parametrize("name", [n for n in named_steps() if n not in AFTER_A_REBOOT + AFTER_A_STOP])
 def test_kill_at_named_step(box, name, nth):
     """The daemon dies at the nth arrival at a step; what had returned is there afterwards."""

@@ -145,7 +145,7 @@ def check_run(c, seed, count, every):
     return run.counts
 
 
-COUNT = 8000 if not SANITIZER else 1000
+COUNT = 6000 if not SANITIZER else 1000
 
 
 @pytest.mark.limit(240)

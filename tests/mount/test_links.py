@@ -98,7 +98,7 @@ def orders():
     """Every order of every four of the steps that begins with a link somewhere."""
     every = [o for o in itertools.permutations(STEPS, 4) if "link b" in o]
     rng = random.Random(SEED)
-    return sorted(rng.sample(every, 60 if SANITIZER else 160))
+    return sorted(rng.sample(every, 60 if SANITIZER else 110))
 
 
 @pytest.mark.limit(180)

@@ -384,7 +384,7 @@ def test_slow_open_does_not_stop_others(box):
     c = box.cellar(writeback_delay="1h", eager_size="1G").start()
     names = [f"big{i}" for i in range(16)]
     for i, name in enumerate(names):
-        c.write(name, text(24 * MIB, i))
+        c.write(name, text(8 * MIB, i))
     c.write("small", b"small")
     c.flush()
     c.remount()

@@ -202,12 +202,16 @@ static void test_flips(void **state)
 	struct image closed, killed;
 	struct sum head = {0}, rest = {0}, db = {0}, wal = {0};
 	struct place p;
-	size_t step = soak() ? 31 : 1511;
+	size_t step = soak() ? 31 : 1511, head_step = soak() ? 1 : 3;
 
+	if (HARNESS_STRIDE > 1 && !soak()) {
+		step *= 3;
+		head_step *= 3;
+	}
 	place_open(&p, *state);
 	log_set_level(LOG_LEVEL_ERR);
 	make_images(&p, &closed, &killed);
-	for (size_t at = 0; at < 100UL * 8; at += soak() ? 1 : 3)
+	for (size_t at = 0; at < 100UL * 8; at += head_step)
 		flip(&p, &closed, false, at, "header of a closed one", &head);
 	for (size_t at = 800; at < closed.db_len * 8; at += step)
 		flip(&p, &closed, false, at, "closed one", &rest);

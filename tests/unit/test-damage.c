@@ -516,7 +516,7 @@ static void test_every_bit_of_foreign(void **state)
 		unsigned long wrong = 0, right = 0, refused = 0;
 		int fd = file_of_bytes(h, "foreign", &stored);
 
-		for (size_t at = 0; at < stored.len * 8; at++) {
+		for (size_t at = 0; at < stored.len * 8; at += HARNESS_STRIDE) {
 			uint8_t b = (uint8_t)(stored.p[at / 8] ^ 1U << at % 8);
 			struct keep k = {.calls = 0};
 			struct object o;

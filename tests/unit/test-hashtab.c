@@ -31,11 +31,11 @@ static struct member *find(uint64_t hash, uint64_t key)
 	return NULL;
 }
 
-static void check_all(void)
+static void check_all(size_t n)
 {
 	size_t count = 0;
 
-	for (size_t i = 0; i < MEMBERS; i++) {
+	for (size_t i = 0; i < n; i++) {
 		struct member *m = &members[i];
 
 		assert_ptr_equal(find(m->hash, m->key), m->in ? m : NULL);
@@ -44,25 +44,25 @@ static void check_all(void)
 	assert_int_equal(table.count, count);
 }
 
-/* spread: how many hashes there are for all members. */
-static void against_a_model(uint64_t spread, unsigned bits)
+/* n members, spread: how many hashes there are for all of them. */
+static void against_a_model(size_t n, uint64_t spread, unsigned bits)
 {
 	size_t hint = 0, left;
 	struct hash_link *l;
 	unsigned seed = 1;
 
-	members = calloc(MEMBERS, sizeof(*members));
+	members = calloc(n, sizeof(*members));
 	assert_non_null(members);
 	table = (struct hashtab){0};
-	for (size_t i = 0; i < MEMBERS; i++) {
+	for (size_t i = 0; i < n; i++) {
 		members[i].key = i;
 		members[i].hash = (i % spread) << bits;
 	}
-	check_all();
-	for (size_t i = 0; i < (size_t)4 * MEMBERS; i++) {
+	check_all(n);
+	for (size_t i = 0; i < (size_t)4 * n; i++) {
 		/* Grows, shrinks, grows: what is drawn goes in or out by the phase. */
-		bool growing = (i / MEMBERS) % 2 == 0;
-		struct member *m = &members[(size_t)rand_r(&seed) % MEMBERS];
+		bool growing = (i / n) % 2 == 0;
+		struct member *m = &members[(size_t)rand_r(&seed) % n];
 
 		if (!m->in && (growing || i % 8 == 0)) {
 			hashtab_add(&table, &m->link, m->hash);
@@ -71,8 +71,8 @@ static void against_a_model(uint64_t spread, unsigned bits)
 			hashtab_remove(&table, &m->link);
 			m->in = false;
 		}
-		if (i % MEMBERS == MEMBERS - 1)
-			check_all();
+		if (i % n == n - 1)
+			check_all(n);
 	}
 	left = table.count;
 	assert_true(left > 0);
@@ -82,25 +82,25 @@ static void against_a_model(uint64_t spread, unsigned bits)
 		left--;
 	}
 	assert_int_equal(left, 0);
-	check_all();
+	check_all(n);
 	hashtab_clear(&table);
 	free(members);
 }
 
 static void test_distinct_hashes(void **state)
 {
-	against_a_model(MEMBERS, 0);
+	against_a_model(MEMBERS, MEMBERS, 0);
 }
 
 static void test_equal_hashes(void **state)
 {
-	against_a_model(2000, 0);
+	against_a_model(MEMBERS, 2000, 0);
 }
 
 /* All in one slot. */
 static void test_high_bits(void **state)
 {
-	against_a_model(200, 40);
+	against_a_model(MEMBERS / 4, 200, 40);
 }
 
 /* (memory) slots go when members have gone. */
