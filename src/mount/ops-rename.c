@@ -135,8 +135,8 @@ static errint_t replace_in_store(const struct renaming *x, const char *new_name)
 
 	if (!x->to.node)
 		return move_in_store(x, new_name);
-	tree_replacing(t,
-	               x->to.dir); /* (K1); the kernel excludes only listings through it */
+	/* (K1): the kernel excludes only listings through the mount. */
+	tree_replacing(t, x->to.dir);
 	err = move_in_store(x, new_name);
 	tree_replaced(t, x->to.dir);
 	return err;

@@ -9,7 +9,8 @@
  *
  * Invariant:
  *  (K1) Between the disappearance of one entry of a name and the appearance of the next nobody lists
- *       that directory: tree_list() shares a lock that tree_replacing() takes for itself.
+ *       that directory: tree_list() shares a lock that tree_replacing() takes for itself. An
+ *       exchange, and a rename of a directory, have tree->ns for themselves, which who lists shares.
  */
 #ifndef CELLAR_TREE_LISTING_H
 #define CELLAR_TREE_LISTING_H
