@@ -7,7 +7,6 @@ an entry there that differs no longer fails too."""
 import ctypes
 import errno
 import fcntl
-import itertools
 import mmap
 import os
 import shutil
@@ -423,18 +422,15 @@ def on_fd(top, path, flags, call):
 
 
 def cases(every=1):
-    """Of the pairs of paths each `every`th; another one with each call."""
-    count = itertools.count()
+    """Of the pairs of paths each `every`th; others with each first path and each call."""
     for name, call in ONE_PATH.items():
         for path in PATHS:
             yield f"{name} {path[:20]}", lambda top, c=call, p=path: outcome(
                 c, f"{top}/{p}" if p else ""
             )
-    for name, call in TWO_PATHS.items():
-        for a in PAIRS:
-            for b in PAIRS:
-                if next(count) % every:
-                    continue
+    for k, (name, call) in enumerate(TWO_PATHS.items()):
+        for i, a in enumerate(PAIRS):
+            for b in PAIRS[(i + k) % every :: every]:
                 yield f"{name} {a} {b}", lambda top, c=call, x=a, y=b: outcome(
                     c, f"{top}/{x}", f"{top}/{y}"
                 )
