@@ -17,6 +17,7 @@ import time
 
 import pytest
 
+from disk import Disk
 from harness import (
     CELLARCTL,
     CELLARD,
@@ -523,12 +524,7 @@ def count_up(path, size, seconds):
 def test_a_file_that_is_always_written_is_cloned(box):
     """(F2) Where the pool's filesystem shares blocks, an object of a file under constant writing is
     one version of it."""
-    image, pool = os.path.join(box.path, "image"), box.dir("pool")
-    with open(image, "wb") as f:
-        f.truncate(400 * MIB)
-    run("mkfs.xfs", "-q", "-m", "reflink=1", image)
-    run("mount", "-o", "loop", image, pool)
-    box.cleanups.append(lambda: run("umount", "-l", pool, check=False))
+    pool = Disk(box, "pool", "xfs", 400 * MIB, ("-m", "reflink=1")).path
     os.chmod(pool, 0o700)
     c = start_direct(box, pool=pool, writeback_delay="1h", max_dirty_age="1h")
     size = 24 * MIB
@@ -874,12 +870,7 @@ def fill(path):
 def test_full_pool_disk(box):
     """ENOSPC at the write, before the blocks that the filesystem reserves for root; nothing is
     lost, and it goes on when there is room."""
-    image, pool = os.path.join(box.path, "image"), box.dir("pool")
-    with open(image, "wb") as f:
-        f.truncate(64 * MIB)
-    run("mkfs.ext4", "-q", "-m", "20", "-F", image)
-    run("mount", "-o", "loop", image, pool)
-    box.cleanups.append(lambda: run("umount", "-l", pool, check=False))
+    pool = Disk(box, "pool", "ext4", 64 * MIB, ("-m", "20")).path
     c = start_direct(box, pool=pool, writeback_delay="1h", pool_size="1G")
     c.expect("No space", "full")
     c.write("first", text(1 * MIB, 3))
