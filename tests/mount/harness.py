@@ -171,25 +171,31 @@ def run(*argv, check=True, **kw):
     return done
 
 
-def call(pid, command):
-    """The result of a command of the control protocol (control/protocol.h); None where the daemon
-    cannot be asked that way, is another's, or answers with an error."""
-    places = ["/run/cellar"] if ROOT else [f"/tmp/cellar-{os.geteuid()}"]
-    if not ROOT and "XDG_RUNTIME_DIR" in environment():
-        places.insert(0, os.path.join(environment()["XDG_RUNTIME_DIR"], "cellar"))
-    for place in places:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
-            s.settimeout(20 * SLOW)
-            try:
-                s.connect(os.path.join(place, f"{pid}.sock"))
-                with s.makefile("rwb") as f:
-                    f.readline()  # who answers
-                    f.write(json.dumps({"version": 1, "command": command}).encode() + b"\n")
-                    f.flush()
-                    return json.loads(f.readline()).get("result")
-            except (OSError, ValueError):
-                continue
-    return None
+def socket_of(c):
+    """The path of a cellar's control socket."""
+    if ROOT:
+        return f"/run/cellar/{c.pid}.sock"
+    return os.path.join(os.environ["XDG_RUNTIME_DIR"], f"cellar/{c.pid}.sock")
+
+
+def talk(path, *lines):
+    """Speaks the control protocol by hand; returns all objects received."""
+    s = socket.socket(socket.AF_UNIX)
+    s.settimeout(30)
+    try:
+        s.connect(path)
+        for line in lines:
+            s.sendall(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n")
+        s.shutdown(socket.SHUT_WR)
+        got = b""
+        try:
+            while piece := s.recv(65536):
+                got += piece
+        except ConnectionResetError:
+            pass
+    finally:
+        s.close()
+    return [json.loads(line) for line in got.splitlines()]
 
 
 def mkfs(*argv):
@@ -759,7 +765,12 @@ class Cellar:
     def status(self):
         """What `cellarctl status --json` shows of this cellar; asked of the daemon itself where
         that can be done, since a process for each question is most of what waiting costs."""
-        found = call(self.pid, "status") if self.proc else None
+        found = None
+        try:
+            if self.proc:
+                found = talk(socket_of(self), {"version": 1, "command": "status"})[-1]["result"]
+        except (LookupError, OSError, ValueError):
+            pass  # it ends, or cannot be asked that way
         if found is None:
             answer = json.loads(self.ctl("status", "--json", self.mnt).out)
             assert answer["version"] == 1

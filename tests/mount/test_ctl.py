@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 
 from harness import (
@@ -15,6 +14,8 @@ from harness import (
     environment,
     read_file,
     run,
+    socket_of,
+    talk,
     text,
     wait_for,
     write_file,
@@ -302,30 +303,6 @@ def test_umount_reports_what_is_left(box):
         c.ctl("umount", c.mnt)
     assert c.wait_end() == 0
     assert c.stored("f") == text(50 * KIB, 1)
-
-
-def socket_of(c):
-    if ROOT:
-        return f"/run/cellar/{c.pid}.sock"
-    return os.path.join(os.environ["XDG_RUNTIME_DIR"], f"cellar/{c.pid}.sock")
-
-
-def talk(path, *lines):
-    """Speaks the protocol by hand; returns all objects received."""
-    s = socket.socket(socket.AF_UNIX)
-    s.settimeout(30)
-    s.connect(path)
-    for line in lines:
-        s.sendall(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n")
-    s.shutdown(socket.SHUT_WR)
-    got = b""
-    try:
-        while piece := s.recv(65536):
-            got += piece
-    except ConnectionResetError:
-        pass
-    s.close()
-    return [json.loads(line) for line in got.splitlines()]
 
 
 def test_protocol_by_hand(cellar):

@@ -22,10 +22,12 @@ from harness import (
     errno_of,
     read_file,
     run,
+    socket_of,
+    talk,
     text,
     write_file,
 )
-from test_ctl import socket_of, talk, validate
+from test_ctl import validate
 
 ALICE = 12001
 

@@ -26,12 +26,13 @@ from harness import (
     noise,
     read_file,
     run,
+    socket_of,
+    talk,
     text,
     wait_for,
     write_file,
     zstd_make,
 )
-from test_ctl import socket_of, talk
 
 ALICE, BOB = 12001, 12002
 
