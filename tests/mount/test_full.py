@@ -19,7 +19,6 @@ pytestmark = pytest.mark.root
 COMPLAINTS = r"cannot flush|No space|quota|cannot sync|cannot mark|error"
 
 
-
 def make(box, store=None, pool=None, **opts):
     c = box.cellar(writeback_delay="1h", sync_interval="1h", **opts)
     if store:
