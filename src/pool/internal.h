@@ -195,6 +195,8 @@ struct pool {
 	size_t doomed_count, doomed_allocated;
 	struct lock damage_lock; /* LOCK_LEAF: the two below */
 	struct damaged *damaged; /* damage.c */
+	struct lock shards_lock; /* LOCK_LEAF: shards.c, (P1) */
+	uint64_t shards_made, shards_synced;
 	struct lock unborn_lock; /* LOCK_LEAF: the two below */
 	struct unborn *unborn;   /* unborn.c */
 	_Atomic unsigned unborn_count;
@@ -320,8 +322,6 @@ void sync_left_known(struct pool *p, uint64_t gen);
 void sync_house(struct pool *p);
 /* What is written is durable on return: (Y1). No locks. */
 errint_t sync_file(struct pool *p, struct node *n);
-/* The directory that holds the scratch file of this number is durable on return. */
-errint_t sync_shard(struct pool *p, uint64_t ino);
 /* The scratch file's own name is durable on return. */
 errint_t sync_scratch_name(struct pool *p, struct scratch *s);
 void sync_clear(struct pool *p);

@@ -12,6 +12,7 @@
 #include "pool/content.h"
 #include "pool/internal.h"
 #include "pool/readahead.h"
+#include "pool/shards.h"
 #include "pool/trust.h"
 #include "store/private.h"
 
@@ -39,22 +40,6 @@ static errint_t make_dir(struct pool *p, int dirfd, const char *name, int *ret_f
 	if (*ret_fd == -ENOTDIR || *ret_fd == -ELOOP)
 		return set_cause(cause, -ENOTDIR, "\"%s\" is not a directory", shown);
 	return *ret_fd < 0 ? *ret_fd : private_check_dir(*ret_fd, shown, true, cause);
-}
-
-static errint_t make_shards(struct pool *p, char **cause)
-{
-	char name[4];
-	errint_t r = 0;
-
-	for (unsigned i = 0; i < 256 && r == 0; i++) {
-		int fd = -1;
-
-		snprintf(name, sizeof(name), "%02x", i);
-		r = make_dir(p, p->scratch_fd, name, &fd, cause);
-		if (fd >= 0)
-			(void)sys_close(fd);
-	}
-	return r;
 }
 
 static void choose_sizes(struct pool *p, const struct options *o)
@@ -113,6 +98,8 @@ errint_t pool_new(struct pool_place *place, struct tree *tree, const struct opti
 	lock_init(&p->trust_lock, LOCK_LEAF);
 	lock_init(&p->damage_lock, LOCK_LEAF);
 	lock_init(&p->unborn_lock, LOCK_LEAF);
+	lock_init(&p->shards_lock, LOCK_LEAF);
+	p->shards_made = 1;
 	lock_cond_init(&p->work);
 	lock_cond_init(&p->progress);
 	lock_cond_init(&p->house);
@@ -121,7 +108,7 @@ errint_t pool_new(struct pool_place *place, struct tree *tree, const struct opti
 	if (r == 0)
 		r = make_dir(p, p->place.dirfd, "lost+found", &p->lost_fd, cause);
 	if (r == 0)
-		r = make_shards(p, cause);
+		r = shards_check(p, cause);
 	if (r < 0) {
 		set_cause_errno(cause, r, "cannot set up the pool \"%s\"", place->path);
 		p->place.dirfd = p->place.lock_fd = -1; /* stay the caller's */
@@ -243,6 +230,7 @@ void pool_close(struct pool *p)
 	damage_clear(p);
 	unborn_clear(p);
 	lock_clear(&p->unborn_lock);
+	lock_clear(&p->shards_lock);
 	lock_clear(&p->damage_lock);
 	lock_clear(&p->seen_lock);
 	lock_clear(&p->trust_lock);

@@ -19,7 +19,8 @@
  *   pool.lock    flock(2)ed by the daemon, holds its pid
  *   catalog.db   (-wal, -shm)
  *   clean        present only after a clean shutdown; removed durably before the mount answers
- *   scratch/XX/  XX = low byte of the number in hex; files named by the number in hex, 0600
+ *   scratch/XX/  XX = low byte of the number in hex; files named by the number in hex, 0600; XX is
+ *                made with its first (shards.h)
  *   lost+found/  what recovery could not place, record, hint and reason in its xattrs;
  *                the daemon never deletes it (lost.h)
  *

@@ -46,7 +46,6 @@
  *       it is set aside.
  */
 #include <dirent.h>
-#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -56,6 +55,7 @@
 #include "pool/content.h"
 #include "pool/flush-job.h"
 #include "pool/lost.h"
+#include "pool/shards.h"
 #include "store/append.h"
 #include "store/private.h"
 
@@ -72,7 +72,7 @@ struct found {
 
 struct recovery {
 	struct pool *p;
-	char shard[4];
+	const char *shard; /* the one that is being read */
 	int shard_fd;
 	uint64_t taken, kept, dropped;
 	errint_t error;
@@ -851,22 +851,24 @@ void recovery_met(void *ctx, struct node *n)
 		lock_drop(&n->lock);
 }
 
+static errint_t recover_shard(void *ctx, const char *shard, int fd)
+{
+	struct recovery *rc = ctx;
+
+	if (fd < 0)
+		return fd;
+	rc->shard = shard;
+	rc->shard_fd = fd;
+	return sys_walk_dir(fd, recover_file, rc);
+}
+
 errint_t pool_recover(struct pool *p, char **cause)
 {
 	struct recovery rc = {.p = p, .cause = cause};
 	errint_t r = sys_walk_dir(p->lost_fd, count_lost, p);
 
-	for (unsigned i = 0; i < 256 && r == 0; i++) {
-		snprintf(rc.shard, sizeof(rc.shard), "%02x", i);
-		rc.shard_fd =
-		    sys_openat(p->scratch_fd, rc.shard, O_RDONLY | O_DIRECTORY, 0);
-		if (rc.shard_fd < 0) {
-			r = rc.shard_fd;
-			break;
-		}
-		r = sys_walk_dir(rc.shard_fd, recover_file, &rc);
-		(void)sys_close(rc.shard_fd);
-	}
+	if (r == 0)
+		r = shards_each(p, recover_shard, &rc);
 	if (r == 0 && ((p->place.clean && rc.taken > 0) || rc.dropped > 0))
 		r = sys_syncfs(p->scratch_fd); /* what claim_synced() wrote; (S5) */
 	if (r == 0) {

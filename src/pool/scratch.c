@@ -24,6 +24,7 @@
 #include "base/text.h"
 #include "pool/content.h"
 #include "pool/lost.h"
+#include "pool/shards.h"
 #include "pool/trust.h"
 
 struct scratch_name scratch_name(uint64_t ino)
@@ -160,6 +161,13 @@ int scratch_create_file(struct pool *p, uint64_t ino)
 	int flags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW;
 	int fd = sys_openat(p->scratch_fd, name.s, flags, 0600);
 
+	if (fd == -ENOENT) {
+		errint_t r = shard_make(p, ino);
+
+		if (r < 0)
+			return r;
+		fd = sys_openat(p->scratch_fd, name.s, flags, 0600);
+	}
 	if (fd == -EEXIST) {
 		/* What no scratch of this run owns is a leftover of a creation that was
 		 * stopped before its first record. */
@@ -383,7 +391,7 @@ errint_t scratch_destroy(struct pool *p, struct scratch *s)
 	if (r < 0 && r != -ENOENT)
 		return r;
 	if (must_go_durably(p, s)) {
-		r = sync_shard(p, ino);
+		r = shard_sync(p, ino);
 		if (r < 0)
 			trust_lost(p, r);
 	}

@@ -30,6 +30,7 @@
 #include "base/text.h"
 #include "pool/content.h"
 #include "pool/internal.h"
+#include "pool/shards.h"
 #include "pool/trust.h"
 #include "store/attrs.h"
 
@@ -213,22 +214,6 @@ static errint_t sync_object(struct pool *p, struct node *n)
 	return r;
 }
 
-errint_t sync_shard(struct pool *p, uint64_t ino)
-{
-	struct scratch_name name = scratch_name(ino);
-	errint_t r;
-	int fd;
-
-	name.s[2] = '\0';
-	fd = sys_openat(p->scratch_fd, name.s, O_RDONLY | O_DIRECTORY, 0);
-	if (fd < 0)
-		return fd;
-	count_one(COUNTER_POOL_SYNCS);
-	r = sys_fsync_dir(fd);
-	(void)sys_close(fd);
-	return r;
-}
-
 errint_t sync_scratch_name(struct pool *p, struct scratch *s)
 {
 	bool needed;
@@ -240,7 +225,7 @@ errint_t sync_scratch_name(struct pool *p, struct scratch *s)
 	lock_drop(&s->node->lock);
 	if (!needed)
 		return 0;
-	r = sync_shard(p, s->ino);
+	r = shard_sync(p, s->ino);
 	if (r < 0) {
 		lock_take(&s->node->lock);
 		s->file_unsynced = true;
@@ -359,7 +344,7 @@ static errint_t sync_data(struct pool *p, struct node *n, struct sync_state *y)
 	if ((y->name || y->attr) && !is_broken(BREAK_NEW_NAME))
 		r = sync_object(p, n);
 	if (r == 0 && y->file)
-		r = sync_shard(p, y->s->ino);
+		r = shard_sync(p, y->s->ino);
 	if (r < 0)
 		return r;
 	step("fsync.names");
