@@ -96,7 +96,7 @@ check_makefile() {
 		grep -qF "$file" Makefile.am || bad "$file: not in Makefile.am"
 	done < <(find src tests/unit tests/fault \( -name '*.h' -o -path 'src/*.c' -o -name '*.def' \) -type f)
 	while IFS= read -r file; do
-		grep -qE "${file%.c}( |\\\\|\$)" Makefile.am || bad "$file: not in Makefile.am"
+		grep -qE "${file%.c}(\\.c)?( |\\\\|\$)" Makefile.am || bad "$file: not in Makefile.am"
 	done < <(find tests/unit tests/fault tests/fuzz tests/mount -name '*.c' -type f)
 	while IFS= read -r file; do
 		[ -e "$file.c" ] || bad "Makefile.am: $file has no source"

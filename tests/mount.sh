@@ -12,7 +12,9 @@ cannot() {
 
 : "${CELLAR_SOURCE:=$(cd "$(dirname "$0")/.." && pwd)}"
 : "${CELLAR_BUILD:?must name the build directory}"
-export CELLAR_SOURCE CELLAR_BUILD PYTHONDONTWRITEBYTECODE=1
+export CELLAR_SOURCE CELLAR_BUILD
+# Nothing is left among the sources.
+[ -n "${PYTHONPYCACHEPREFIX:-}" ] || export PYTHONDONTWRITEBYTECODE=1
 
 python=/usr/bin/python3 # Debian's: the one that python3-pytest belongs to
 [ -x "$python" ] || python=$(command -v python3) || cannot "no python3"
