@@ -10,16 +10,20 @@
  * What is never sent: FUSE_SETXATTR_EXT (libfuse would misread every SETXATTR),
  * FUSE_WRITEBACK_CACHE (a write would return before the daemon has it).
  *
- * Threads: INIT is read and answered by one thread before any other request exists;
- * `state` is atomic because all loop threads look at it afterwards.
+ * Threads: INIT is read and answered by one thread. With its reply the kernel has more requests, and
+ * libfuse another thread that reads them: that one waits until ready() has returned, so that
+ * no request is served by a mount that is half set up. `state` is atomic because all loop
+ * threads look at it afterwards.
  */
 #include <fcntl.h>
 #include <linux/fuse.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "base/error.h"
 #include "base/log.h"
 #include "mount/init-hook.h"
 #include "mount/passthrough.h"
@@ -35,10 +39,14 @@
 #define SENDING_REPLY() ((void)0)
 #endif
 
-enum hook_state { HOOK_WAITING, HOOK_ASKED, HOOK_ANSWERED };
+/* HOOK_DONE: answered, and ready() has returned. */
+enum hook_state { HOOK_WAITING, HOOK_ASKED, HOOK_DONE };
+
+static pthread_mutex_t done_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t done_cond = PTHREAD_COND_INITIALIZER;
 
 static struct {
-	_Atomic int state;
+	_Atomic int state; /* HOOK_DONE is stored under done_lock */
 	_Atomic uint64_t sent;
 	/* written before HOOK_ASKED, then constant */
 	uint64_t unique;
@@ -92,27 +100,48 @@ static void look_at_request(const void *buf, size_t len)
 	atomic_store(&hook.state, HOOK_ASKED);
 }
 
+/* What was read meanwhile is served when the mount is set up. */
+static void wait_done(void)
+{
+	if (atomic_load_explicit(&hook.state, memory_order_acquire) != HOOK_ASKED)
+		return;
+	INVARIANT(pthread_mutex_lock(&done_lock) == 0);
+	while (atomic_load(&hook.state) == HOOK_ASKED)
+		INVARIANT(pthread_cond_wait(&done_cond, &done_lock) == 0);
+	INVARIANT(pthread_mutex_unlock(&done_lock) == 0);
+}
+
+static void done(void)
+{
+	INVARIANT(pthread_mutex_lock(&done_lock) == 0);
+	atomic_store(&hook.state, HOOK_DONE);
+	INVARIANT(pthread_cond_broadcast(&done_cond) == 0);
+	INVARIANT(pthread_mutex_unlock(&done_lock) == 0);
+}
+
 ssize_t init_hook_read(int fd, void *buf, size_t len, void *userdata)
 {
 	ssize_t n = read(fd, buf, len);
 
 	SAW_REQUEST();
+	wait_done();
 	if (n > 0 &&
 	    atomic_load_explicit(&hook.state, memory_order_relaxed) == HOOK_WAITING)
 		look_at_request(buf, (size_t)n);
 	return n;
 }
 
-/* Whether iov is the answer to INIT, and a good one. */
-static bool is_init_reply(const struct iovec *iov, int count)
+/* Whether iov is the answer to INIT; *ret_good: one that accepts it. */
+static bool is_init_reply(const struct iovec *iov, int count, bool *ret_good)
 {
 	struct fuse_out_header header;
 
-	if (count != 2 || iov[0].iov_len != sizeof(header) ||
-	    iov[1].iov_len < offsetof(struct fuse_init_out, unused))
+	if (count < 1 || iov[0].iov_len != sizeof(header))
 		return false;
 	memcpy(&header, iov[0].iov_base, sizeof(header));
-	return header.unique == hook.unique && header.error == 0;
+	*ret_good = count == 2 && header.error == 0 &&
+	            iov[1].iov_len >= offsetof(struct fuse_init_out, unused);
+	return header.unique == hook.unique;
 }
 
 static uint64_t complete_flags(uint64_t flags, uint32_t *ret_depth)
@@ -145,7 +174,6 @@ static ssize_t answer_init(int fd, const struct iovec *iov)
 	if (n < 0)
 		return n;
 	atomic_store(&hook.sent, flags);
-	atomic_store(&hook.state, HOOK_ANSWERED);
 	log_debug("init-flags 0x%08x flags2 0x%08x max_readahead %u max_write %u",
 	          out.flags, out.flags2, out.max_readahead, out.max_write);
 	if (hook.ready)
@@ -155,11 +183,16 @@ static ssize_t answer_init(int fd, const struct iovec *iov)
 
 ssize_t init_hook_writev(int fd, struct iovec *iov, int count, void *userdata)
 {
+	ssize_t n;
+	bool good;
+
 	SENDING_REPLY();
-	if (atomic_load_explicit(&hook.state, memory_order_acquire) == HOOK_ASKED &&
-	    is_init_reply(iov, count))
-		return answer_init(fd, iov);
-	return writev(fd, iov, count);
+	if (atomic_load_explicit(&hook.state, memory_order_acquire) != HOOK_ASKED ||
+	    !is_init_reply(iov, count, &good))
+		return writev(fd, iov, count);
+	n = good ? answer_init(fd, iov) : writev(fd, iov, count);
+	done();
+	return n;
 }
 
 ssize_t init_hook_splice_receive(int fd_in, off_t *off_in, int fd_out, off_t *off_out,
@@ -168,6 +201,7 @@ ssize_t init_hook_splice_receive(int fd_in, off_t *off_in, int fd_out, off_t *of
 	ssize_t n = splice(fd_in, off_in, fd_out, off_out, len, flags);
 
 	SAW_REQUEST();
+	wait_done();
 	return n;
 }
 

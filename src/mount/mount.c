@@ -477,7 +477,7 @@ static void set_read_ahead(const struct mount *m)
 
 /* ---- start ---- */
 
-/* On the loop thread that answered INIT, before any other request. */
+/* On the loop thread that answered INIT, before any other request is served. */
 static void on_init_answered(void *ctx)
 {
 	struct mount *m = ctx;

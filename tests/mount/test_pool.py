@@ -438,6 +438,9 @@ def test_cost_of_small_files(box):
     opts = {"writeback_delay": "1h", "sync_interval": "1h", "flushers": 1}
     c = box.cellar(**opts).start(control.env)
     data = text(2 * KIB, 1)
+    for i in range(256):  # the directories of scratch/, made with their first file
+        write_file(c.path(f"first{i}"), b"")
+    c.flush()
     seen = {}
     for call in COSTS:
         names = [f"d-{call}/{i}" for i in range(MANY)]

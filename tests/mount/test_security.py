@@ -97,6 +97,7 @@ def test_what_others_made_is_not_believed(box):
     c = box.cellar().start()
     c.write("f", b"x")
     c.stop()
+    os.makedirs(c.store_path(".cellar/scratch/07"), mode=0o700, exist_ok=True)
     for part in (".cellar", ".cellar/tmp", ".cellar/scratch", ".cellar/scratch/07"):
         os.chown(c.store_path(part), ALICE, ALICE)
         try_start(c, "belongs to user 12001", "chown")
@@ -147,6 +148,7 @@ def test_links_in_the_private_directory(box):
     c.write("f", text(30 * KIB, 1))
     c.stop()
     private = c.store_path(".cellar")
+    os.makedirs(os.path.join(private, "scratch/05"), mode=0o700, exist_ok=True)
     for name, reason in (
         ("scratch/05", "not a directory"),
         ("scratch", "not a directory"),
@@ -225,6 +227,7 @@ def test_planted_scratch(box):
     os.link(scratch("linked"), outside)
     os.chmod(scratch("open"), 0o604)
     shard = os.path.join(top, "33")
+    os.makedirs(shard, mode=0o700, exist_ok=True)
     write_file(os.path.join(shard, "n" * 200), b"long")
     write_file(os.path.join(shard, "\x1b[2J"), b"control")
     os.symlink(outside, os.path.join(shard, "0000000000000033"))

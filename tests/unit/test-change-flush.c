@@ -894,7 +894,7 @@ static void test_random(void **state)
 
 	open_all(*state, &f, 100 << 10);
 	n = make_cold(&f);
-	for (unsigned round = 0; round < 60; round++) {
+	for (unsigned round = 0; round < 60 / HARNESS_FEW; round++) {
 		unsigned changes = 1 + harness_next(&seed) % 4;
 
 		for (unsigned i = 0; i < changes; i++) {
