@@ -12,8 +12,7 @@
 
 #include "utlist.h"
 
-#define HELD_BYTES   (32ULL << 20) /* for each file that is not kept; or three units */
-#define BEHIND_BYTES (64ULL << 20) /* for each that is kept behind the reader */
+#define HELD_BYTES (32ULL << 20) /* for each file; or three units */
 
 struct held_frame *hydrate_hold(struct hydration *h, size_t unit)
 {
@@ -58,18 +57,14 @@ void held_drop(struct pool *p, struct hydration *h)
 	}
 }
 
-static uint64_t held_limit(const struct hydration *h, const struct held_frame *f)
-{
-	return MAX_OF(h->fits ? BEHIND_BYTES : HELD_BYTES, 3 * (uint64_t)f->len);
-}
-
 void held_list(struct pool *p, struct hydration *h, struct held_frame *f)
 {
+	uint64_t limit = MAX_OF(HELD_BYTES, 3 * (uint64_t)f->len);
 	struct held_frame *old, *next;
 
 	for (int pass = 0; pass < 2; pass++) {
 		DL_FOREACH_SAFE (h->held, old, next) {
-			if (h->held_bytes + f->len <= held_limit(h, f))
+			if (h->held_bytes + f->len <= limit)
 				break;
 			if (h->state[old->unit] != FRAME_WRITING &&
 			    (old->passed || pass == 1))

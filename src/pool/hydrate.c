@@ -40,9 +40,9 @@
  * there is room, and what is passed is dropped, so that reading a file of any size does not
  * displace the others. Opening for writing keeps all.
  *
- * Memory: the slots of readahead.c (one unit decoded and stored each), HELD_BYTES or BEHIND_BYTES
- * (held.c) for each file that is read in order (HELD_TOTAL of readahead.c for all), a decoder's window for each foreign file while it is open. No lock is held
- * while decoding.
+ * Memory: the slots of readahead.c (one unit decoded and stored each), HELD_BYTES (held.c) for each
+ * file that is read in order (HELD_TOTAL of readahead.c for all), a decoder's window for each
+ * foreign file while it is open. No lock is held while decoding.
  */
 #include <string.h>
 #include <unistd.h>

@@ -27,16 +27,18 @@
  *  (R3) Whoever waits for bytes gets a slot before a thread of ours does. A thread that has a slot
  *       waits for nobody.
  *
- * Memory: `slots_max` slots with one unit stored and decoded each (buffers larger than SLOT_KEEP
- * are given back); decoded and not kept: HELD_TOTAL, above which nobody reads ahead, plus one
- * unit for each reader that waits.
+ * Memory: `slots_max` slots with one unit stored and decoded each; decoded and not kept:
+ * HELD_TOTAL, above which nobody reads ahead, plus one unit for each reader that waits. Of their
+ * buffers SPARE_BYTES are kept for IDLE_MS after the last was wanted.
  *
- * Locks: ra->lock and h->lock are leaves and never held together; bytes_lock lies below both.
+ * Locks: ra->lock and h->lock are leaves and never held together; that of the buffers lies below
+ * both.
  */
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "base/buffers.h"
 #include "base/workers.h"
 #include "pool/internal.h"
 #include "pool/readahead.h"
@@ -48,8 +50,8 @@
 #define NEAR        (4ULL << 20)   /* how far off a kernel's own read-ahead may be */
 #define EARNEST     4              /* a quarter was read */
 #define HELD_TOTAL  (128ULL << 20)
-#define SLOT_KEEP   (4ULL << 20)
-#define SPARE_MAX   16 /* buffers of held frames kept for reuse */
+#define SPARE_BYTES (48ULL << 20)
+#define IDLE_MS     5000
 #define NICE        10
 
 enum work { WORK_HELP = 1, WORK_AHEAD = 2, WORK_BEHIND = 4, WORK_COMPLETE = 8 };
@@ -70,27 +72,30 @@ struct readahead {
 	struct decode_slot *slots; /* free ones */
 	unsigned slots_made, slots_used, slots_max;
 	unsigned waiting; /* in readahead_slot() */
+	bool trimming;    /* the completer looks after spare buffers */
 
-	pthread_mutex_t bytes_lock;
-	struct held_frame *spare; /* singly linked by next */
-	unsigned spares;
+	struct buffers buffers;
 };
 
 /* ---- slots ---- */
 
+static errint_t slot_room(struct buffers *from, uint8_t **buf, size_t *room, size_t len)
+{
+	if (*room >= len)
+		return 0;
+	buffer_put(from, *buf, *room);
+	*buf = buffer_get(from, len, room);
+	if (!*buf)
+		*room = 0;
+	return *buf ? 0 : -ENOMEM;
+}
+
 errint_t readahead_slot_room(struct decode_slot *slot, size_t stored, size_t logical)
 {
-	if (slot->stored_room < stored) {
-		free(slot->stored);
-		slot->stored = malloc(stored);
-		slot->stored_room = slot->stored ? stored : 0;
-	}
-	if (slot->logical_room < logical) {
-		free(slot->logical);
-		slot->logical = malloc(logical);
-		slot->logical_room = slot->logical ? logical : 0;
-	}
-	return slot->stored_room < stored || slot->logical_room < logical ? -ENOMEM : 0;
+	errint_t r = slot_room(slot->from, &slot->stored, &slot->stored_room, stored);
+
+	return r < 0 ? r
+	             : slot_room(slot->from, &slot->logical, &slot->logical_room, logical);
 }
 
 /* ra->lock held; there is one. */
@@ -104,7 +109,9 @@ static struct decode_slot *slot_take(struct readahead *ra)
 		return slot;
 	}
 	ra->slots_made++;
-	return xcalloc(1, sizeof(*slot));
+	slot = xcalloc(1, sizeof(*slot));
+	slot->from = &ra->buffers;
+	return slot;
 }
 
 struct decode_slot *readahead_slot(struct pool *p)
@@ -122,29 +129,26 @@ struct decode_slot *readahead_slot(struct pool *p)
 	return slot;
 }
 
-static void slot_shrink(struct decode_slot *slot)
+/* What it had room in goes back to where all take theirs from. */
+static void slot_empty(struct decode_slot *slot)
 {
-	if (slot->stored_room > SLOT_KEEP) {
-		free(slot->stored);
-		slot->stored = NULL;
-		slot->stored_room = 0;
-	}
-	if (slot->logical_room > SLOT_KEEP) {
-		free(slot->logical);
-		slot->logical = NULL;
-		slot->logical_room = 0;
-	}
+	buffer_put(slot->from, steal_pointer(&slot->stored), slot->stored_room);
+	buffer_put(slot->from, steal_pointer(&slot->logical), slot->logical_room);
+	slot->stored_room = slot->logical_room = 0;
 }
 
 /* ra->lock held. */
 static void slot_give(struct readahead *ra, struct decode_slot *slot)
 {
+	bool trim = !ra->trimming;
+
 	slot->link = ra->slots;
 	ra->slots = slot;
 	ra->slots_used--;
+	ra->trimming = true;
 	if (ra->waiting > 0)
 		pthread_cond_signal(&ra->slot);
-	else if (ra->list)
+	if (trim || (ra->waiting == 0 && ra->list))
 		pthread_cond_broadcast(&ra->work);
 }
 
@@ -152,7 +156,7 @@ void readahead_slot_end(struct pool *p, struct decode_slot *slot)
 {
 	struct readahead *ra = p->readahead;
 
-	slot_shrink(slot);
+	slot_empty(slot);
 	lock_take(&ra->lock);
 	slot_give(ra, slot);
 	lock_drop(&ra->lock);
@@ -162,68 +166,26 @@ void readahead_slot_end(struct pool *p, struct decode_slot *slot)
 
 struct held_frame *readahead_held_new(struct pool *p, size_t len)
 {
-	struct readahead *ra = p->readahead;
-	struct held_frame *f, *prev = NULL;
+	size_t room;
+	uint8_t *data = buffer_get(&p->readahead->buffers, len, &room);
+	struct held_frame *f;
 
-	INVARIANT(pthread_mutex_lock(&ra->bytes_lock) == 0);
-	for (f = ra->spare; f && f->room < len; f = f->next)
-		prev = f;
-	if (f) {
-		if (prev)
-			prev->next = f->next;
-		else
-			ra->spare = f->next;
-		ra->spares--;
-	}
-	INVARIANT(pthread_mutex_unlock(&ra->bytes_lock) == 0);
-	if (!f) {
-		uint8_t *data = malloc(len);
-
-		if (!data)
-			return NULL;
-		f = xcalloc(1, sizeof(*f));
-		f->data = data;
-		f->room = len;
-	}
-	atomic_init(&f->refs, 1);
-	f->listed = f->passed = false;
+	if (!data)
+		return NULL;
+	f = xcalloc(1, sizeof(*f));
+	f->data = data;
+	f->room = room;
 	f->len = len;
-	f->prev = f->next = NULL;
+	atomic_init(&f->refs, 1);
 	atomic_fetch_add(&p->held_bytes, len);
 	return f;
 }
 
-static void free_frames(struct held_frame *f)
-{
-	while (f) {
-		struct held_frame *next = f->next;
-
-		free(f->data);
-		free(f);
-		f = next;
-	}
-}
-
 void readahead_held_free(struct pool *p, struct held_frame *f)
 {
-	struct readahead *ra = p->readahead;
-	bool last = atomic_fetch_sub(&p->held_bytes, f->len) == f->len;
-	struct held_frame *drop = f;
-
-	INVARIANT(pthread_mutex_lock(&ra->bytes_lock) == 0);
-	f->next = NULL;
-	if (last) {
-		/* Nobody reads that way any more. */
-		f->next = steal_pointer(&ra->spare);
-		ra->spares = 0;
-	} else if (ra->spares < SPARE_MAX && f->room <= SLOT_KEEP) {
-		f->next = ra->spare;
-		ra->spare = f;
-		ra->spares++;
-		drop = NULL;
-	}
-	INVARIANT(pthread_mutex_unlock(&ra->bytes_lock) == 0);
-	free_frames(drop);
+	atomic_fetch_sub(&p->held_bytes, f->len);
+	buffer_put(&p->readahead->buffers, f->data, f->room);
+	free(f);
 }
 
 /* ---- raising and forgetting ---- */
@@ -573,7 +535,7 @@ static void take_turn(struct pool *p, struct hydration *h, enum work work)
 	lock_drop(&ra->lock);
 	done = work_once(p, h, work, slot);
 	if (slot)
-		slot_shrink(slot);
+		slot_empty(slot);
 	lock_take(&ra->lock);
 	if (slot)
 		slot_give(ra, slot);
@@ -590,6 +552,18 @@ static void take_turn(struct pool *p, struct hydration *h, enum work work)
 	}
 }
 
+/* ra->lock held. The completer gives buffers back that nobody has wanted for a while. */
+static void wait_for_work(struct pool *p, unsigned kinds)
+{
+	struct readahead *ra = p->readahead;
+
+	if (!(kinds & WORK_COMPLETE) || !ra->trimming)
+		lock_wait(&ra->lock, &ra->work);
+	else if (!lock_wait_ms(&ra->lock, &ra->work, IDLE_MS))
+		ra->trimming =
+		    buffers_trim(&ra->buffers) || atomic_load(&p->held_bytes) > 0;
+}
+
 static void run(struct pool *p, unsigned kinds)
 {
 	struct readahead *ra = p->readahead;
@@ -602,7 +576,7 @@ static void run(struct pool *p, unsigned kinds)
 		if (h)
 			take_turn(p, h, work);
 		else
-			lock_wait(&ra->lock, &ra->work);
+			wait_for_work(p, kinds);
 	}
 	lock_drop(&ra->lock);
 }
@@ -629,7 +603,7 @@ void readahead_new(struct pool *p)
 	lock_init(&ra->lock, LOCK_LEAF);
 	lock_cond_init(&ra->work);
 	lock_cond_init(&ra->slot);
-	INVARIANT(pthread_mutex_init(&ra->bytes_lock, NULL) == 0);
+	buffers_init(&ra->buffers, SPARE_BYTES);
 	ra->slots_max = 2 * p->decode_threads;
 	p->readahead = ra;
 }
@@ -679,12 +653,10 @@ void readahead_free(struct pool *p)
 
 	while ((slot = ra->slots) != NULL) {
 		ra->slots = slot->link;
-		free(slot->stored);
-		free(slot->logical);
+		slot_empty(slot);
 		free(slot);
 	}
-	free_frames(ra->spare);
-	(void)pthread_mutex_destroy(&ra->bytes_lock);
+	buffers_clear(&ra->buffers);
 	pthread_cond_destroy(&ra->work);
 	pthread_cond_destroy(&ra->slot);
 	lock_clear(&ra->lock);

@@ -34,6 +34,7 @@ void readahead_forget(struct pool *p, struct hydration *h, bool complete);
 struct decode_slot {
 	uint8_t *stored, *logical;
 	size_t stored_room, logical_room;
+	struct buffers *from;
 	struct decode_slot *link;
 };
 /* Waits for one. Foreground: before all read-ahead. No lock held. */
