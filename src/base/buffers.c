@@ -104,21 +104,22 @@ static void *cut(struct buffers *b, size_t room)
 
 void *buffer_get(struct buffers *b, size_t len, size_t *ret_room)
 {
-	size_t room;
+	size_t i, room = len;
 	void *buf;
 
 	if (EXACT || len > CLASS_MAX) {
-		*ret_room = len;
-		return malloc(len);
+		buf = malloc(len);
+	} else {
+		i = class_of(len);
+		room = CLASS_MIN << i;
+		INVARIANT(pthread_mutex_lock(&b->lock) == 0);
+		b->wanted = true;
+		buf = take(b, i);
+		INVARIANT(pthread_mutex_unlock(&b->lock) == 0);
+		if (!buf)
+			buf = room > HUGE_PAGE ? map(room) : cut(b, room);
 	}
-	room = CLASS_MIN << class_of(len);
-	INVARIANT(pthread_mutex_lock(&b->lock) == 0);
-	b->wanted = true;
-	buf = take(b, class_of(room));
-	INVARIANT(pthread_mutex_unlock(&b->lock) == 0);
-	if (!buf)
-		buf = room > HUGE_PAGE ? map(room) : cut(b, room);
-	*ret_room = room;
+	*ret_room = buf ? room : 0;
 	return buf;
 }
 

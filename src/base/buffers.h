@@ -34,8 +34,8 @@ void buffers_init(struct buffers *b, size_t spare_max);
 /* All have been put back. */
 void buffers_clear(struct buffers *b);
 
-/* At least len bytes with any content, aligned as malloc() does; *ret_room: how many. NULL: no
- * memory. */
+/* At least len bytes with any content, aligned as malloc() does; *ret_room: how many. NULL, and no
+ * room: no memory. */
 void *buffer_get(struct buffers *b, size_t len, size_t *ret_room);
 /* room as it was given; NULL is fine. */
 void buffer_put(struct buffers *b, void *buf, size_t room);

@@ -1,7 +1,7 @@
 /*
  * Read-ahead: a few threads that decode what somebody will need soon.
  *
- * Three kinds of work, most urgent first; each thread takes one unit of the most urgent kind there
+ * Four kinds of work, most urgent first; each thread takes one unit of the most urgent kind there
  * is, from the files that have some in turn:
  *
  *   WORK_HELP      somebody waits for many units (hydrate_range: files up to eager_size, opening
@@ -29,7 +29,7 @@
  *
  * Memory: `slots_max` slots with one unit stored and decoded each; decoded and not kept:
  * HELD_TOTAL, above which nobody reads ahead, plus one unit for each reader that waits. Of their
- * buffers SPARE_BYTES are kept for IDLE_MS after the last was wanted.
+ * buffers SPARE_BYTES are kept until none has been wanted for IDLE_MS to twice that.
  *
  * Locks: ra->lock and h->lock are leaves and never held together; that of the buffers lies below
  * both.
@@ -69,8 +69,7 @@ struct readahead {
 	/* under lock */
 	bool stopping;
 	struct hydration *list;
-	struct decode_slot *slots; /* free ones */
-	unsigned slots_made, slots_used, slots_max;
+	unsigned slots_used, slots_max;
 	unsigned waiting; /* in readahead_slot() */
 	bool trimming;    /* the completer looks after spare buffers */
 
@@ -85,8 +84,6 @@ static errint_t slot_room(struct buffers *from, uint8_t **buf, size_t *room, siz
 		return 0;
 	buffer_put(from, *buf, *room);
 	*buf = buffer_get(from, len, room);
-	if (!*buf)
-		*room = 0;
 	return *buf ? 0 : -ENOMEM;
 }
 
@@ -98,19 +95,13 @@ errint_t readahead_slot_room(struct decode_slot *slot, size_t stored, size_t log
 	             : slot_room(slot->from, &slot->logical, &slot->logical_room, logical);
 }
 
-/* ra->lock held; there is one. */
+/* ra->lock held; there is one left. */
 static struct decode_slot *slot_take(struct readahead *ra)
 {
-	struct decode_slot *slot = ra->slots;
+	struct decode_slot *slot = xcalloc(1, sizeof(*slot));
 
-	ra->slots_used++;
-	if (slot) {
-		ra->slots = slot->link;
-		return slot;
-	}
-	ra->slots_made++;
-	slot = xcalloc(1, sizeof(*slot));
 	slot->from = &ra->buffers;
+	ra->slots_used++;
 	return slot;
 }
 
@@ -129,21 +120,18 @@ struct decode_slot *readahead_slot(struct pool *p)
 	return slot;
 }
 
-/* What it had room in goes back to where all take theirs from. */
-static void slot_empty(struct decode_slot *slot)
+static void slot_free(struct decode_slot *slot)
 {
-	buffer_put(slot->from, steal_pointer(&slot->stored), slot->stored_room);
-	buffer_put(slot->from, steal_pointer(&slot->logical), slot->logical_room);
-	slot->stored_room = slot->logical_room = 0;
+	buffer_put(slot->from, slot->stored, slot->stored_room);
+	buffer_put(slot->from, slot->logical, slot->logical_room);
+	free(slot);
 }
 
-/* ra->lock held. */
-static void slot_give(struct readahead *ra, struct decode_slot *slot)
+/* After slot_free(): another may be taken. ra->lock held. */
+static void slot_gone(struct readahead *ra)
 {
 	bool trim = !ra->trimming;
 
-	slot->link = ra->slots;
-	ra->slots = slot;
 	ra->slots_used--;
 	ra->trimming = true;
 	if (ra->waiting > 0)
@@ -156,9 +144,9 @@ void readahead_slot_end(struct pool *p, struct decode_slot *slot)
 {
 	struct readahead *ra = p->readahead;
 
-	slot_empty(slot);
+	slot_free(slot);
 	lock_take(&ra->lock);
-	slot_give(ra, slot);
+	slot_gone(ra);
 	lock_drop(&ra->lock);
 }
 
@@ -525,7 +513,8 @@ static unsigned allowed(const struct readahead *ra, unsigned kinds)
 static void take_turn(struct pool *p, struct hydration *h, enum work work)
 {
 	struct readahead *ra = p->readahead;
-	struct decode_slot *slot = work == WORK_BEHIND ? NULL : slot_take(ra);
+	bool decodes = work != WORK_BEHIND;
+	struct decode_slot *slot = decodes ? slot_take(ra) : NULL;
 	uint32_t raised = h->raised;
 	bool done;
 
@@ -534,11 +523,11 @@ static void take_turn(struct pool *p, struct hydration *h, enum work work)
 	DL_APPEND(ra->list, h);
 	lock_drop(&ra->lock);
 	done = work_once(p, h, work, slot);
-	if (slot)
-		slot_empty(slot);
+	if (decodes)
+		slot_free(slot);
 	lock_take(&ra->lock);
-	if (slot)
-		slot_give(ra, slot);
+	if (decodes)
+		slot_gone(ra);
 	h->at_work--;
 	if (!done && h->raised == raised) /* (R2) */
 		h->work &= ~(unsigned)work;
@@ -649,13 +638,7 @@ void readahead_stop(struct pool *p)
 void readahead_free(struct pool *p)
 {
 	struct readahead *ra = p->readahead;
-	struct decode_slot *slot;
 
-	while ((slot = ra->slots) != NULL) {
-		ra->slots = slot->link;
-		slot_empty(slot);
-		free(slot);
-	}
 	buffers_clear(&ra->buffers);
 	pthread_cond_destroy(&ra->work);
 	pthread_cond_destroy(&ra->slot);

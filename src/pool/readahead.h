@@ -35,7 +35,6 @@ struct decode_slot {
 	uint8_t *stored, *logical;
 	size_t stored_room, logical_room;
 	struct buffers *from;
-	struct decode_slot *link;
 };
 /* Waits for one. Foreground: before all read-ahead. No lock held. */
 struct decode_slot *readahead_slot(struct pool *p);
