@@ -12,6 +12,7 @@ recovers, and what it shows is held against what the writers were promised; then
 import ctypes
 import os
 import random
+import re
 import signal
 import struct
 import subprocess
@@ -156,12 +157,48 @@ def changed(before, after):
             yield f"{name}: {a} before, {b}"
 
 
+def store_entries(store):
+    """What lies in the store, as the filesystem says: {path: what it is}."""
+    found = {}
+    for where, dirs, names in os.walk(store):
+        for name in dirs + names:
+            path = os.path.join(where, name)
+            st = os.lstat(path)
+            marks = [a for a in os.listxattr(path, follow_symlinks=False) if "cellar" in a]
+            found[os.path.relpath(path, store)] = (
+                f"inode {st.st_ino} links {st.st_nlink} mode {st.st_mode:o} size {st.st_size}"
+                f" mtime {st.st_mtime_ns / 1e9:.6f} {' '.join(marks)}"
+            )
+    return found
+
+
+def names_in(problem):
+    """The names that a sentence about a broken promise speaks of."""
+    return [problem.split(":")[0], *re.findall(r"'([^']+)'", problem)]
+
+
+def entries_named(problems, entries):
+    """Of these entries the ones that problems speak of, and their neighbours by name."""
+    names = {
+        os.path.join(top, name)
+        for top, sep, rest in (p.partition("/") for p in problems)
+        if sep
+        for name in names_in(rest)
+    }
+    return [
+        f"{path}: {what}"
+        for path, what in sorted(entries.items())
+        if any(path.startswith(name) for name in names)
+    ]
+
+
 def verify(rig, models, env=None, **opts):
     """Recovers what is on the rig's disks. models: {directory: Model}."""
     out = Outcome()
     c = rig.cellar(writeback_delay="1h", sync_interval="1h", **opts)
     c.expect(*AFTER_A_CUT).lost_expected = True
     before = records(rig.pool)
+    entries = store_entries(c.store)
     c.launch({**a_boot(), **(env or {})})
     try:
         c.wait_up()
@@ -189,6 +226,10 @@ def verify(rig, models, env=None, **opts):
         if c.running:
             c.kill9()
     if out.problems:
+        out.problems.append("---- in the store after the cut")
+        out.problems += entries_named(out.problems, entries)
+        out.problems.append("---- and now")
+        out.problems += entries_named(out.problems, store_entries(c.store))
         out.problems.append("---- log\n" + c.log_text()[-6000:])
     rig.box.cellars.remove(c)
     return out
@@ -359,7 +400,8 @@ class Episode:
         """What the journals say of the files that problems name, up to a cut."""
         lines = []
         for top, path in self.journals.items():
-            names = {p[len(top) + 1 :].split(":")[0] for p in problems if p.startswith(top + "/")}
+            mine = [p[len(top) + 1 :] for p in problems if p.startswith(top + "/")]
+            names = {name for p in mine for name in names_in(p)}
             body = read_file(path)[: where[top]].decode()
             for line in body.replace("\n.\n", " done\n").split("\n"):
                 if '"flush"' in line or any(f'"{n}"' in line for n in names):
