@@ -26,6 +26,7 @@
 #include <string.h>
 
 #include "mount/request.h"
+#include "store/durable.h"
 #include "tree/listing.h"
 
 #include "uthash.h"

@@ -30,6 +30,7 @@
 #include "base/text.h"
 #include "pool/flush-job.h"
 #include "store/attrs.h"
+#include "store/durable.h"
 
 /* Frames of the wanted size leave one smaller at the end; above this share of them an
  * object counts as made of too small ones. */
@@ -257,8 +258,7 @@ static errint_t compact_encode(struct compaction *c)
 	}
 	if (r < 0)
 		return r;
-	count_one(COUNTER_STORE_SYNCS);
-	r = sys_fsync(j->out_fd);
+	r = store_sync_file(j->out_fd);
 	step("compact.synced");
 	return r < 0 ? set_cause_errno(&j->cause, r, "cannot sync the new object") : 0;
 }

@@ -63,6 +63,7 @@
 #include "pool/content.h"
 #include "pool/flush-job.h"
 #include "store/attrs.h"
+#include "store/durable.h"
 
 #include "utlist.h"
 
@@ -479,8 +480,7 @@ static errint_t job_sync(struct pool *p, struct job *j)
 		return sync_same(p, j);
 	if (j->unchanged || j->appended || is_broken(BREAK_FLUSH_FSYNC))
 		return 0;
-	count_one(COUNTER_STORE_SYNCS);
-	r = sys_fsync(j->out_fd);
+	r = store_sync_file(j->out_fd);
 	return r < 0 ? set_cause_errno(&j->cause, r, "cannot sync the new object") : 0;
 }
 
@@ -507,7 +507,7 @@ static errint_t refresh_attributes(struct job *j)
 		return -EPERM;
 	j->target_st = st;
 	if (r == 0)
-		r = sys_fsync(j->out_fd);
+		r = store_sync_file(j->out_fd);
 	return r;
 }
 
@@ -536,8 +536,7 @@ static errint_t set_times(struct pool *p, struct job *j)
 	if (r == 0) {
 		j->n->info.stored_mtime = now.st_mtim;
 		resolve_keep_ctime(p->tree, j->n, &now, &j->ctime);
-		count_one(COUNTER_STORE_SYNCS);
-		r = sys_fsync(j->target_fd);
+		r = store_sync_file(j->target_fd);
 	}
 	return r == -EPERM ? 0 : r; /* another's file: its content is right */
 }

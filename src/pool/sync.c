@@ -33,6 +33,7 @@
 #include "pool/shards.h"
 #include "pool/trust.h"
 #include "store/attrs.h"
+#include "store/durable.h"
 
 #include "utlist.h"
 
@@ -200,8 +201,7 @@ static errint_t sync_object(struct pool *p, struct node *n)
 		return r == -ENOENT ? 0 : r; /* unlinked: no name to keep */
 	fd = sys_openat(at.dirfd, at.store_name.s, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
 	if (fd >= 0) {
-		count_one(COUNTER_STORE_SYNCS);
-		r = sys_fsync(fd);
+		r = store_sync_file(fd);
 		(void)sys_close(fd);
 	} else if (fd == -EACCES) {
 		r = sys_syncfs(p->store->root_fd); /* an ordinary user's unreadable file */

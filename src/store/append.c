@@ -7,18 +7,12 @@
 #include <time.h>
 
 #include "base/clock.h"
-#include "base/counters.h"
 #include "base/steps.h"
 #include "base/sysio.h"
+#include "store/durable.h"
 
 #define WAIT_MS 30000U
 #define LOOK_MS 20U
-
-static errint_t sync_object(int fd)
-{
-	count_one(COUNTER_STORE_SYNCS);
-	return sys_fsync(fd);
-}
 
 errint_t append_begin(int fd, const struct stamp *base, struct append *ret, char **cause)
 {
@@ -70,7 +64,7 @@ errint_t append_frames(struct append *a, struct encoder *e, char **cause)
 	if (err)
 		return err;
 	step("append.frames");
-	err = err_size ? err_size : sync_object(a->fd); /* (A2) */
+	err = err_size ? err_size : store_sync_file(a->fd); /* (A2) */
 	if (err)
 		return set_cause_errno(cause, err, "cannot sync what was appended");
 	step("append.framesynced");
@@ -89,7 +83,7 @@ errint_t append_trailer(struct append *a, struct encoder *e, const struct timesp
 	step("append.trailer");
 	err = err_size ? err_size : sys_futimens(a->fd, ts);
 	if (!err)
-		err = sync_object(a->fd);
+		err = store_sync_file(a->fd);
 	if (err)
 		return set_cause_errno(cause, err, "cannot sync the end of the object");
 	step("append.synced");
@@ -108,7 +102,7 @@ errint_t append_cut(int fd, uint64_t size_before, const struct timespec *mtime)
 		ts[1] = *mtime;
 		(void)sys_futimens(fd, ts);
 	}
-	return sync_object(fd);
+	return store_sync_file(fd);
 }
 
 /* (A3) */

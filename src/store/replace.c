@@ -32,11 +32,11 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "base/counters.h"
 #include "base/log.h"
 #include "base/steps.h"
 #include "base/sysio.h"
 #include "base/text.h"
+#include "store/durable.h"
 #include "store/intent.h"
 
 #define OBJECT_PREFIX "object-"
@@ -48,70 +48,6 @@ struct store_unfinished {
 	char intent[NAME_MAX + 1];
 	char tmp[NAME_MAX + 1];
 };
-
-/* ---- durability of directories ---- */
-
-/* syncfs needs a descriptor that was opened for reading or writing: the nearest directory
- * above that can be, on the same filesystem. The store's root always can. */
-static errint_t sync_filesystem(int dirfd)
-{
-	cleanup_fd int at = sys_openat(dirfd, "..", O_PATH | O_DIRECTORY, 0);
-	struct stat dir, below, st;
-	errint_t err = at < 0 ? at : sys_fstat(dirfd, &dir);
-
-	if (err)
-		return err;
-	below = dir;
-	for (;;) {
-		int fd, up;
-
-		err = sys_fstat(at, &st);
-		if (err)
-			return err;
-		if (st.st_dev != dir.st_dev || st.st_ino == below.st_ino)
-			return -EACCES; /* the top, and none was readable */
-		fd = sys_openat(at, ".", O_RDONLY | O_DIRECTORY, 0);
-		if (fd >= 0) {
-			err = sys_syncfs(fd);
-			(void)sys_close(fd);
-			return err;
-		}
-		up = sys_openat(at, "..", O_PATH | O_DIRECTORY, 0);
-		if (up < 0)
-			return up;
-		(void)sys_close(at);
-		at = up;
-		below = st;
-	}
-}
-
-errint_t store_sync_dir(int dirfd)
-{
-	int flags = fcntl(dirfd, F_GETFL);
-	cleanup_fd int reopened = -1;
-	errint_t err;
-
-	if (flags < 0)
-		return -errno;
-	count_one(COUNTER_STORE_SYNCS);
-	if (flags & O_PATH) {
-		reopened = sys_openat(dirfd, ".", O_RDONLY | O_DIRECTORY, 0);
-		if (reopened == -EACCES)
-			return sync_filesystem(dirfd); /* a directory of mode 0300 */
-		if (reopened < 0)
-			return reopened;
-		dirfd = reopened;
-	}
-	err = sys_fsync_dir(dirfd);
-	/* Some network filesystems have no fsync for directories. */
-	return err == -EINVAL ? sys_syncfs(dirfd) : err;
-}
-
-static errint_t sync_file(int fd)
-{
-	count_one(COUNTER_STORE_SYNCS);
-	return sys_fsync(fd);
-}
 
 /* ---- files in tmp/ ---- */
 
@@ -315,7 +251,7 @@ static errint_t write_intent(struct store *s, struct intent *in)
 	(void)snprintf(in->name, sizeof in->name, "%s", name.s);
 	err = full_pwrite(fd, text, strlen(text), 0);
 	if (!err)
-		err = sync_file(fd);
+		err = store_sync_file(fd);
 	err_close = sys_close(fd);
 	if (!err)
 		err = err_close;
@@ -368,7 +304,7 @@ static errint_t copy_bytes(int tmp_fd, int target_fd, const struct intent *in)
 	if (!err)
 		err = restore_attributes(target_fd, in);
 	if (!err)
-		err = sync_file(target_fd);
+		err = store_sync_file(target_fd);
 	if (!err)
 		step("store.copied");
 	return err;

@@ -25,9 +25,9 @@
 #include <sys/file.h>
 #include <unistd.h>
 
-#include "base/counters.h"
 #include "base/sysio.h"
 #include "base/text.h"
+#include "store/durable.h"
 #include "store/private.h"
 
 #define STORE_ID        "store.id"
@@ -87,10 +87,8 @@ static errint_t write_new_text(int dirfd, const char *name, const char *text)
 	if (fd < 0)
 		return fd;
 	err = full_pwrite(fd, text, strlen(text), 0);
-	if (!err) {
-		count_one(COUNTER_STORE_SYNCS);
-		err = sys_fsync(fd);
-	}
+	if (!err)
+		err = store_sync_file(fd);
 	err_close = sys_close(fd);
 	return err ? err : err_close;
 }

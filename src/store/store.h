@@ -112,7 +112,6 @@ void store_tmp_unlink(struct store *s, const char *tmp_name);
  * store_sync_dir() after. step: store.renamed */
 errint_t store_replace(struct store *s, const char *tmp_name, int dirfd,
                        const char *store_name);
-errint_t store_sync_dir(int dirfd);
 
 /* Copies tmp/tmp_name (complete, fsynced) over the bytes of the existing object open for
  * writing as target_fd: writes an intent naming (path hint, identity), fsyncs it and tmp/,

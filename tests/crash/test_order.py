@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from gate import Gate
 from harness import KIB, FaultControl, reap, run, spawn, text, wait_for, write_file
 from powercut import a_boot, power_off, records
 from test_trust import scratch_of
@@ -217,3 +218,43 @@ def test_name_that_was_left_does_not_come_back(rig, how):
     after_the_cut(r, c)
     assert c.read("b/f") == NEW
     assert not os.path.exists(c.path("a/f")) or c.read("a/f") in (NEW, MORE)
+
+
+@pytest.mark.parametrize("fs", ["ext4", "btrfs"])
+def test_no_log_of_a_store_on_btrfs(rig, fs):
+    """Nothing in a store on btrfs goes into the log that its fsync writes (store/durable.h): neither
+    objects, new, appended to, copied over or with other times, nor directories."""
+    r = rig(fs, True)
+    calls = set()
+
+    def visit(when, _number, call, path):
+        if when == "before" and path.startswith(r.store + "/"):
+            calls.add(call)
+
+    gate = Gate(r.box.path, visit)
+    c = r.cellar(writeback_delay="1h", sync_interval="1h")
+    c.start({**a_boot(), **gate.environment()})
+    os.mkdir(c.path("d"))
+    for name in ("d/f", "d/g"):
+        c.write(name, OLD)
+        with open(c.path(name), "rb") as f:
+            os.fsync(f.fileno())
+    os.rename(c.path("d/g"), c.path("d/f"))
+    c.flush()
+    with open(c.path("d/f"), "ab") as f:
+        f.write(MORE)
+    c.flush()
+    os.link(c.path("d/f"), c.path("h"))
+    c.write("h", NEW)
+    c.flush()
+    os.utime(c.path("h"), (1, 1))
+    c.flush()
+    os.unlink(c.path("d/f"))
+    fd = os.open(c.path("d"), os.O_RDONLY | os.O_DIRECTORY)
+    os.fsync(fd)
+    os.close(fd)
+    c.stop()
+    gate.close()
+    assert "syncfs" in calls or fs != "btrfs"
+    assert ("fsync" in calls) == (fs != "btrfs"), calls
+    assert "fdatasync" not in calls or fs != "btrfs", calls

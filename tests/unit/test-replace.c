@@ -7,6 +7,7 @@
 #include "base/counters.h"
 #include "base/log.h"
 #include "base/steps.h"
+#include "store/durable.h"
 #include "store/intent.h"
 
 /* ---- tmp/ and renaming over ---- */

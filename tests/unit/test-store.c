@@ -5,6 +5,7 @@
 #include <sys/file.h>
 
 #include "base/counters.h"
+#include "store/durable.h"
 
 /* Opening must fail so, and say all of these words. */
 static void expect_refusal(const char *path, unsigned flags, errint_t want,
