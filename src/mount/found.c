@@ -28,6 +28,26 @@ errint_t found_init(struct mount *m, struct found *f, struct node *dir, const ch
 	return resolve_name(m->tree, dir, name, &f->node, &st);
 }
 
+errint_t found_init_known(struct mount *m, struct found *f, struct node *dir,
+                          const char *name)
+{
+	struct name store_name;
+	struct node *n = NULL;
+	errint_t err;
+
+	if (S_ISDIR(dir->type) && name_encode(name, true, &store_name) == 0)
+		n = tree_find_listed(m->tree, dir, store_name.s);
+	if (!n)
+		return found_init(m, f, dir, name);
+	memset(f, 0, sizeof(*f));
+	f->dir = dir;
+	f->name = name;
+	f->node = n;
+	err = node_open_dir(m->tree, dir, &f->dirfd, &f->pin);
+	f->opened = !err;
+	return err == -ENOENT ? -ESTALE : err;
+}
+
 void found_clear(struct mount *m, struct found *f)
 {
 	node_unref(m->tree, f->node);
@@ -97,7 +117,7 @@ static bool hides_plain(struct mount *m, const struct found *f)
 	struct entry e;
 	struct stat st;
 
-	if (f->e.form != ENTRY_OBJECT ||
+	if (f->e.form != ENTRY_OBJECT || !f->e.hides ||
 	    sys_fstatat(f->dirfd, f->name, &st, AT_SYMLINK_NOFOLLOW) != 0 ||
 	    !S_ISREG(st.st_mode))
 		return false;

@@ -150,6 +150,7 @@ static errint_t join_new(struct creation *c, int dirfd, const char *store_name, 
 		n->info = info; /* looked up since, it would know less */
 		n->info_valid = true;
 		n->plain = false;
+		n->bare = true;
 		catalog_file_put(m->tree->catalog, &info);
 		err = pool_attach_new(m->pool, c->scratch, n, c->pool_flags);
 		c->have_attr = !err && attr_locked(m, n, &st, &c->attr, NULL) == 0;
@@ -206,15 +207,20 @@ static errint_t create_in(struct creation *c, int dirfd)
 	if (err == -EEXIST)
 		return taken(r);
 	if (!err)
-		err = entry_new_name(&rules, dirfd, root, r->name, true, &store_name);
+		err = name_encode(r->name, true, &store_name);
 	if (err)
 		return err;
 	creds_enter(r);
 	fd = sys_openat(dirfd, store_name.s, O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW,
 	                r->mode & 07777);
 	creds_leave(r);
+	if (fd == -EEXIST) {
+		/* What is shown under another name lies there, or it came just now. */
+		err = entry_new_name(&rules, dirfd, root, r->name, true, &store_name);
+		return err ? err : taken(r);
+	}
 	if (fd < 0)
-		return fd == -EEXIST ? taken(r) : fd;
+		return fd;
 	(void)attrs_mark_new(fd, &r->m->tree->pool);
 	err = join_new(c, dirfd, store_name.s, fd);
 	if (err)

@@ -32,14 +32,17 @@ static errint_t remove_locked(const struct request *r, struct found *f, struct d
 	return err;
 }
 
-static errint_t remove_once(const struct request *r, struct node *dir, struct departure *d)
+/* again: what memory knew of the name was not so. */
+static errint_t remove_once(const struct request *r, struct node *dir, bool again,
+                            struct departure *d)
 {
 	struct mount *m = r->m;
 	struct found f;
 	errint_t err;
 
 	rmlock_rd(&m->tree->ns);
-	err = found_init(m, &f, dir, r->name);
+	err =
+	    again ? found_init(m, &f, dir, r->name) : found_init_known(m, &f, dir, r->name);
 	if (!err) {
 		struct node *locked[] = {dir, f.node};
 		size_t n = lock_nodes(locked, ARRAY_LEN(locked));
@@ -65,7 +68,7 @@ static enum run_end run_remove(struct request *r)
 	if (!dir)
 		return reply_errno(r, -ESTALE);
 	for (unsigned i = 0; err == -EAGAIN && i < TRIES_MAX; i++)
-		err = remove_once(r, dir, &d);
+		err = remove_once(r, dir, i > 0, &d);
 	departure_tell(r->m, &d);
 	end = reply_error(r, dir, err, NULL);
 	node_unref(t, dir);

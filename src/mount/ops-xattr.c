@@ -111,6 +111,19 @@ static enum run_end reply_ours(const struct request *r, struct node *n)
 	return reply_value(r, text, (ssize_t)strlen(text));
 }
 
+/* The kernel asks at the first write to each file, and no directory hands it down to a new one. */
+static bool lacks_capability(const struct request *r, struct node *n)
+{
+	bool bare;
+
+	if (strcmp(r->name, "security.capability") != 0 || r->m->options->shared_store)
+		return false;
+	lock_take(&n->lock);
+	bare = n->bare;
+	lock_drop(&n->lock);
+	return bare;
+}
+
 static enum run_end reply_stored(const struct request *r, struct node *n)
 {
 	char *value = r->size ? malloc(r->size) : NULL;
@@ -139,7 +152,10 @@ static enum run_end run_getxattr(struct request *r)
 
 	if (!n)
 		return reply_errno(r, -ESTALE);
-	end = is_ours(r->name) ? reply_ours(r, n) : reply_stored(r, n);
+	if (lacks_capability(r, n))
+		end = reply_errno(r, -ENODATA);
+	else
+		end = is_ours(r->name) ? reply_ours(r, n) : reply_stored(r, n);
 	node_unref(r->m->tree, n);
 	return end;
 }
@@ -259,6 +275,7 @@ static errint_t change_locked(const struct request *r, struct node *n)
 	if (fd < 0)
 		return stale_if_gone(fd);
 	if (r->data) {
+		n->bare = false;
 		if (setxattr(fd_path(fd).s, r->name, r->data, r->size, r->flags) != 0)
 			err = -errno;
 		if (!err && strcmp(r->name, ACL_ACCESS) == 0)

@@ -142,36 +142,59 @@ uint64_t passthrough_offer(uint64_t offered, uint32_t *ret_depth)
 
 /* ---- backing ids ---- */
 
+/* What a thread of ours is. All are the same, and stay so: asked once a thread, for every file that is
+ * opened comes by here. */
+struct self {
+	bool known, has_caps;
+	uid_t uid;
+	gid_t gid;
+	struct __user_cap_data_struct caps[_LINUX_CAPABILITY_U32S_3];
+};
+
+static const struct self *who_am_i(void)
+{
+	static _Thread_local struct self self;
+	struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+
+	if (!self.known) {
+		self.known = true;
+		self.uid = geteuid();
+		self.gid = getegid();
+		self.has_caps = syscall(SYS_capget, &header, self.caps) == 0;
+	}
+	return &self;
+}
+
 /* Of this thread: raises or lowers what it may do at the moment. */
-static void set_resource_capability(bool on)
+static void set_resource_capability(const struct self *self, bool on)
 {
 	struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
-	struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {{0}};
-	struct __user_cap_data_struct *d = &data[CAP_TO_INDEX(CAP_SYS_RESOURCE)];
+	struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3];
 
-	if (syscall(SYS_capget, &header, data) != 0)
+	if (!self->has_caps)
 		return;
-	if (on)
-		d->effective |= d->permitted & CAP_TO_MASK(CAP_SYS_RESOURCE);
-	else
-		d->effective &= ~CAP_TO_MASK(CAP_SYS_RESOURCE);
+	memcpy(data, self->caps, sizeof(data));
+	if (!on)
+		data[CAP_TO_INDEX(CAP_SYS_RESOURCE)].effective &=
+		    ~CAP_TO_MASK(CAP_SYS_RESOURCE);
 	(void)syscall(SYS_capset, &header, data);
 }
 
 static int backing_open(void *ctx, int fd)
 {
+	const struct self *self = who_am_i();
 	struct backing_map map = {.fd = fd};
 	int id;
 
-	set_resource_capability(false);
+	set_resource_capability(self, false);
 	(void)syscall(SYS_setfsgid, NOBODY);
 	(void)syscall(SYS_setfsuid, NOBODY);
 	id = ioctl(pt.device_fd, BACKING_OPEN, &map);
 	if (id < 0)
 		id = -errno;
-	(void)syscall(SYS_setfsuid, geteuid());
-	(void)syscall(SYS_setfsgid, getegid());
-	set_resource_capability(true);
+	(void)syscall(SYS_setfsuid, self->uid);
+	(void)syscall(SYS_setfsgid, self->gid);
+	set_resource_capability(self, true);
 	return id;
 }
 

@@ -14,7 +14,6 @@
  *       be what the object is) goes durably: it must not be back after a power cut beside objects
  *       of its successor, which it would claim to be newer than.
  */
-#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -27,12 +26,24 @@
 #include "pool/shards.h"
 #include "pool/trust.h"
 
+/* Not with printf(3): every request that meets a scratch needs one. */
+static void put_hex(char *ret, uint64_t v, unsigned digits)
+{
+	while (digits > 0) {
+		ret[--digits] = "0123456789abcdef"[v & 15];
+		v >>= 4;
+	}
+}
+
+/* "xx/xxxxxxxxxxxxxxxx" */
 struct scratch_name scratch_name(uint64_t ino)
 {
 	struct scratch_name n;
 
-	snprintf(n.s, sizeof(n.s), "%02x/%016llx", (unsigned)(ino & 0xff),
-	         (unsigned long long)ino);
+	put_hex(n.s, ino & 0xff, 2);
+	n.s[2] = '/';
+	put_hex(n.s + 3, ino, 16);
+	n.s[19] = '\0';
 	return n;
 }
 

@@ -172,6 +172,8 @@ static errint_t look_up(const struct directory *d, const char *logical, struct e
 		return fill_entry(d, ENTRY_OTHER, name.s, &st, ret);
 	if (!r)
 		r = find_object(d, logical, ret);
+	if (r > 0)
+		ret->hides = plain && S_ISREG(st_plain.st_mode);
 	if (!r && plain && S_ISREG(st_plain.st_mode))
 		r = find_plain(d, logical, &st_plain, ret);
 	if (r)

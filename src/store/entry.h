@@ -27,6 +27,7 @@ struct entry {
 	enum entry_form form;
 	struct stat st;
 	struct ident ident;
+	bool hides; /* an object: a regular file lies under the logical name itself, too */
 };
 
 /* Says whether the regular file store_name (which ends in .zst, has size > 0) is an object

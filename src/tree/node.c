@@ -588,6 +588,7 @@ void node_set_ident(struct tree *t, struct node *n, const struct ident *ident)
 	struct node *other;
 
 	node_forget_seen(n);
+	n->bare = false; /* who knows what the other one has */
 	rmlock_wr(&t->lock);
 	other = by_ident_locked(t, ident);
 	if (other && other != n)

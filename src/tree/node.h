@@ -81,6 +81,7 @@ struct node {
 	bool info_valid;
 	bool in_place; /* the pool is writing into the object: `info` stays as it is */
 	bool plain;    /* shown under its store name: ENTRY_PLAIN */
+	bool bare;     /* made by us, and no extended attribute was set since */
 	int dead_fd;   /* the object after its last name went while open, else -1 */
 	struct stat *dead_st; /* attributes of an inode without names, else NULL */
 	struct stat

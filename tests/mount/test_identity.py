@@ -386,6 +386,23 @@ def test_file_capabilities_are_cleared(plain):
 
 
 @pytest.mark.root
+def test_a_new_file_s_capability(plain):
+    """It has none and the daemon knows that; until it is given one, or has an object that others
+    may have given one."""
+    value = struct.pack("<IIIII", 0x02000000, 1 << 10, 0, 0, 0)
+    path = plain.write("f", b"new")
+    assert errno_of(os.getxattr, path, "security.capability") == errno.ENODATA
+    os.setxattr(path, "security.capability", value)
+    assert os.getxattr(path, "security.capability") == value
+    writer(path, "write")
+    assert errno_of(os.getxattr, path, "security.capability") == errno.ENODATA
+    plain.write("g", b"new too")
+    plain.make_cold("g")
+    os.setxattr(plain.object_path("g"), "security.capability", value)
+    assert os.getxattr(plain.path("g"), "security.capability") == value
+
+
+@pytest.mark.root
 def test_acls(plain):
     """They decide, they are inherited, and they outlive a new object."""
     os.chmod(plain.mnt, 0o755)

@@ -81,6 +81,10 @@ static void expect_at(struct harness *h, bool is_root, const char *logical,
 	assert_int_equal(e.st.st_mode, st.st_mode);
 	assert_int_equal(ident_get(h->dirfd, store_name, &ident), 0);
 	assert_true(ident_equal(&e.ident, &ident));
+	assert_int_equal(e.hides,
+	                 form == ENTRY_OBJECT &&
+	                     fstatat(h->dirfd, logical, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+	                     S_ISREG(st.st_mode));
 	assert_int_equal(entry_check_free(&rules, h->dirfd, is_root, logical), -EEXIST);
 }
 
