@@ -2,13 +2,14 @@
  * Making what lies in the store durable.
  *
  * fsync(2), but for btrfs. There fsync() writes a log of its own (log-tree), which is replayed after a
- * power cut; and up to Linux 6.18 at least the replay of renames is not what POSIX says: of a file
- * that was renamed over another one, both names may be gone, or the old one back, although nothing
- * but whole renames was ever asked for, and although directories were synced since. (Seen in one of
- * some 400 cuts of tests/crash, never with the mount option notreelog; fixes of that kind went into
- * Linux 6.19, "btrfs: set inode flag BTRFS_INODE_COPY_EVERYTHING when logging new name" among them.)
- * syncfs(2) commits the transaction instead, which is atomic, and leaves nothing to replay. A log is
- * replayed for the inodes that were fsynced only: so no inode of a store is.
+ * power cut, and the replay of renames is not always what POSIX says: of a file that was renamed over
+ * another one, the other one may be gone and its own old name be there, or an older file back under
+ * a name although its directory was synced since. (Linux 6.18.44: one of some 400 cuts of
+ * tests/crash; none of 2000 with the mount option notreelog. The kernel's history has fixes of this
+ * kind every few releases, commit 953902e4fb4c of 6.18 the last one we know: so no version is
+ * taken for safe.) syncfs(2) commits the transaction instead, which is atomic, and leaves nothing
+ * to replay. What is replayed are the inodes that were fsynced, their directories and their new
+ * names: so nothing in a store is.
  *
  * The pool keeps fsync(): names of scratch files are never renamed and never used again.
  *
