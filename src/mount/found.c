@@ -11,7 +11,18 @@
 
 /* ---- an entry, found and then locked ---- */
 
-errint_t found_init(struct mount *m, struct found *f, struct node *dir, const char *name)
+/* The node that memory knows under the name of an object; NULL: look. */
+static struct node *find_known(struct mount *m, struct node *dir, const char *name)
+{
+	struct name store_name;
+
+	if (name_encode(name, true, &store_name))
+		return NULL;
+	return tree_find_listed(m->tree, dir, store_name.s);
+}
+
+errint_t found_init(struct mount *m, struct found *f, struct node *dir, const char *name,
+                    bool known)
 {
 	struct stat st;
 	errint_t err;
@@ -25,27 +36,9 @@ errint_t found_init(struct mount *m, struct found *f, struct node *dir, const ch
 	if (err)
 		return err == -ENOENT ? -ESTALE : err;
 	f->opened = true;
-	return resolve_name(m->tree, dir, name, &f->node, &st);
-}
-
-errint_t found_init_known(struct mount *m, struct found *f, struct node *dir,
-                          const char *name)
-{
-	struct name store_name;
-	struct node *n = NULL;
-	errint_t err;
-
-	if (S_ISDIR(dir->type) && name_encode(name, true, &store_name) == 0)
-		n = tree_find_listed(m->tree, dir, store_name.s);
-	if (!n)
-		return found_init(m, f, dir, name);
-	memset(f, 0, sizeof(*f));
-	f->dir = dir;
-	f->name = name;
-	f->node = n;
-	err = node_open_dir(m->tree, dir, &f->dirfd, &f->pin);
-	f->opened = !err;
-	return err == -ENOENT ? -ESTALE : err;
+	if (known)
+		f->node = find_known(m, dir, name);
+	return f->node ? 0 : resolve_name(m->tree, dir, name, &f->node, &st);
 }
 
 void found_clear(struct mount *m, struct found *f)
@@ -117,8 +110,7 @@ static bool hides_plain(struct mount *m, const struct found *f)
 	struct entry e;
 	struct stat st;
 
-	if (f->e.form != ENTRY_OBJECT || !f->e.hides ||
-	    sys_fstatat(f->dirfd, f->name, &st, AT_SYMLINK_NOFOLLOW) != 0 ||
+	if (!f->e.hides || sys_fstatat(f->dirfd, f->name, &st, AT_SYMLINK_NOFOLLOW) != 0 ||
 	    !S_ISREG(st.st_mode))
 		return false;
 	if (!name_has_suffix(f->name) || !name_decode(f->name, true, &decoded))

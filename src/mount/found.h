@@ -39,13 +39,10 @@ struct found {
 };
 
 /* -ENOENT leaves f->node NULL; the rest is usable. The caller holds ns and no node lock,
- * and calls found_clear() whatever the result is. */
-errint_t found_init(struct mount *m, struct found *f, struct node *dir, const char *name);
-/* The same for a name that the kernel asks to remove. Where it knows the name of an object, memory
- * knows it too: the store is looked at once, by found_confirm(); after -EAGAIN from that, use
- * found_init(). */
-errint_t found_init_known(struct mount *m, struct found *f, struct node *dir,
-                          const char *name);
+ * and calls found_clear() whatever the result is. known: what memory knows of an object's name will
+ * do, for found_confirm() looks at the store anyway; after its -EAGAIN it will not. */
+errint_t found_init(struct mount *m, struct found *f, struct node *dir, const char *name,
+                    bool known);
 void found_clear(struct mount *m, struct found *f);
 /* Under the locks of directory and node: is it still so? -EAGAIN if not. */
 errint_t found_confirm(struct mount *m, struct found *f);

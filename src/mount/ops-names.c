@@ -32,8 +32,7 @@ static errint_t remove_locked(const struct request *r, struct found *f, struct d
 	return err;
 }
 
-/* again: what memory knew of the name was not so. */
-static errint_t remove_once(const struct request *r, struct node *dir, bool again,
+static errint_t remove_once(const struct request *r, struct node *dir, bool known,
                             struct departure *d)
 {
 	struct mount *m = r->m;
@@ -41,8 +40,7 @@ static errint_t remove_once(const struct request *r, struct node *dir, bool agai
 	errint_t err;
 
 	rmlock_rd(&m->tree->ns);
-	err =
-	    again ? found_init(m, &f, dir, r->name) : found_init_known(m, &f, dir, r->name);
+	err = found_init(m, &f, dir, r->name, known);
 	if (!err) {
 		struct node *locked[] = {dir, f.node};
 		size_t n = lock_nodes(locked, ARRAY_LEN(locked));
@@ -68,7 +66,7 @@ static enum run_end run_remove(struct request *r)
 	if (!dir)
 		return reply_errno(r, -ESTALE);
 	for (unsigned i = 0; err == -EAGAIN && i < TRIES_MAX; i++)
-		err = remove_once(r, dir, i > 0, &d);
+		err = remove_once(r, dir, i == 0, &d);
 	departure_tell(r->m, &d);
 	end = reply_error(r, dir, err, NULL);
 	node_unref(t, dir);

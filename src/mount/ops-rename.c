@@ -271,11 +271,11 @@ static errint_t rename_find(struct renaming *x)
 {
 	struct mount *m = x->r->m;
 	bool exchange = x->r->flags & RENAME_EXCHANGE;
-	errint_t err = found_init(m, &x->from, x->from_dir, x->r->name);
+	errint_t err = found_init(m, &x->from, x->from_dir, x->r->name, false);
 
 	if (err)
 		return err;
-	err = found_init(m, &x->to, x->to_dir, x->r->name2);
+	err = found_init(m, &x->to, x->to_dir, x->r->name2, false);
 	if (err && (err != -ENOENT || exchange))
 		return err;
 	if (S_ISDIR(x->from.node->type) && !x->exclusive)

@@ -152,10 +152,12 @@ static enum run_end run_getxattr(struct request *r)
 
 	if (!n)
 		return reply_errno(r, -ESTALE);
-	if (lacks_capability(r, n))
+	if (is_ours(r->name))
+		end = reply_ours(r, n);
+	else if (lacks_capability(r, n))
 		end = reply_errno(r, -ENODATA);
 	else
-		end = is_ours(r->name) ? reply_ours(r, n) : reply_stored(r, n);
+		end = reply_stored(r, n);
 	node_unref(r->m->tree, n);
 	return end;
 }

@@ -68,18 +68,29 @@ static struct {
 	struct pool *pool;
 	int probe_fd;
 	int device_fd;
+	/* those of all our threads: every file that is opened leaves them for a moment */
+	uid_t uid;
+	gid_t gid;
+	struct __user_cap_data_struct caps[_LINUX_CAPABILITY_U32S_3];
 	char reason[256];
 } pt = {.probe_fd = -1, .device_fd = -1};
 
 /* ---- whether ---- */
 
-static bool has_capability(unsigned cap)
+/* Nobody may do anything where the kernel does not say. */
+static void read_credentials(void)
 {
 	struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
-	struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {{0}};
 
-	return syscall(SYS_capget, &header, data) == 0 &&
-	       (data[CAP_TO_INDEX(cap)].effective & CAP_TO_MASK(cap)) != 0;
+	pt.uid = geteuid();
+	pt.gid = getegid();
+	if (syscall(SYS_capget, &header, pt.caps) != 0)
+		memset(pt.caps, 0, sizeof(pt.caps));
+}
+
+static bool has_capability(unsigned cap)
+{
+	return (pt.caps[CAP_TO_INDEX(cap)].effective & CAP_TO_MASK(cap)) != 0;
 }
 
 static bool in_initial_user_ns(void)
@@ -109,6 +120,7 @@ errint_t passthrough_prepare(const struct options *o, struct pool *p, char **cau
 
 	pt.pool = p;
 	pt.insist = o->passthrough == PASSTHROUGH_ON;
+	read_credentials();
 	if (o->passthrough == PASSTHROUGH_OFF)
 		return refuse("the option passthrough=off says so", cause);
 	if (!has_capability(CAP_SYS_ADMIN))
@@ -142,38 +154,13 @@ uint64_t passthrough_offer(uint64_t offered, uint32_t *ret_depth)
 
 /* ---- backing ids ---- */
 
-/* What a thread of ours is. All are the same, and stay so: asked once a thread, for every file that is
- * opened comes by here. */
-struct self {
-	bool known, has_caps;
-	uid_t uid;
-	gid_t gid;
-	struct __user_cap_data_struct caps[_LINUX_CAPABILITY_U32S_3];
-};
-
-static const struct self *who_am_i(void)
-{
-	static _Thread_local struct self self;
-	struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
-
-	if (!self.known) {
-		self.known = true;
-		self.uid = geteuid();
-		self.gid = getegid();
-		self.has_caps = syscall(SYS_capget, &header, self.caps) == 0;
-	}
-	return &self;
-}
-
 /* Of this thread: raises or lowers what it may do at the moment. */
-static void set_resource_capability(const struct self *self, bool on)
+static void set_resource_capability(bool on)
 {
 	struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
 	struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3];
 
-	if (!self->has_caps)
-		return;
-	memcpy(data, self->caps, sizeof(data));
+	memcpy(data, pt.caps, sizeof(data));
 	if (!on)
 		data[CAP_TO_INDEX(CAP_SYS_RESOURCE)].effective &=
 		    ~CAP_TO_MASK(CAP_SYS_RESOURCE);
@@ -182,19 +169,18 @@ static void set_resource_capability(const struct self *self, bool on)
 
 static int backing_open(void *ctx, int fd)
 {
-	const struct self *self = who_am_i();
 	struct backing_map map = {.fd = fd};
 	int id;
 
-	set_resource_capability(self, false);
+	set_resource_capability(false);
 	(void)syscall(SYS_setfsgid, NOBODY);
 	(void)syscall(SYS_setfsuid, NOBODY);
 	id = ioctl(pt.device_fd, BACKING_OPEN, &map);
 	if (id < 0)
 		id = -errno;
-	(void)syscall(SYS_setfsuid, self->uid);
-	(void)syscall(SYS_setfsgid, self->gid);
-	set_resource_capability(self, true);
+	(void)syscall(SYS_setfsuid, pt.uid);
+	(void)syscall(SYS_setfsgid, pt.gid);
+	set_resource_capability(true);
 	return id;
 }
 

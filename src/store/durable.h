@@ -22,11 +22,10 @@
 
 #include "base/error.h"
 
-/* The bytes and attributes of the file open as fd (for reading or writing) are durable, and what led
- * to them where the filesystem sees to that. */
+/* Bytes and attributes of a file, open as fd for reading or writing. */
 errint_t store_sync_file(int fd);
 
-/* The names in a directory are, open as dirfd, O_PATH will do. */
+/* The names in a directory, open as dirfd; O_PATH will do. */
 errint_t store_sync_dir(int dirfd);
 
 #endif

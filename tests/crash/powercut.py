@@ -226,10 +226,9 @@ def verify(rig, models, env=None, **opts):
         if c.running:
             c.kill9()
     if out.problems:
-        out.problems.append("---- in the store after the cut")
-        out.problems += entries_named(out.problems, entries)
-        out.problems.append("---- and now")
-        out.problems += entries_named(out.problems, store_entries(c.store))
+        after_cut = entries_named(out.problems, entries)
+        now = entries_named(out.problems, store_entries(c.store))
+        out.problems += ["---- in the store after the cut", *after_cut, "---- and now", *now]
         out.problems.append("---- log\n" + c.log_text()[-6000:])
     rig.box.cellars.remove(c)
     return out
