@@ -56,6 +56,7 @@
 	X(utimensat)                                                                       \
 	X(futimens)                                                                        \
 	X(fchmod)                                                                          \
+	X(fchmodat)                                                                        \
 	X(fchown)                                                                          \
 	X(fchownat)                                                                        \
 	X(fgetxattr)                                                                       \

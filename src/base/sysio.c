@@ -330,6 +330,11 @@ errint_t sys_fchmod(int fd, mode_t mode)
 	CALL(fchmod, fchmod(fd, mode));
 }
 
+errint_t sys_fchmodat(int dirfd, const char *name, mode_t mode)
+{
+	CALL(fchmodat, fchmodat(dirfd, name, mode, 0));
+}
+
 errint_t sys_fchown(int fd, uid_t uid, gid_t gid)
 {
 	CALL(fchown, fchown(fd, uid, gid));

@@ -58,6 +58,7 @@ errint_t sys_linkat(int odir, const char *oname, int ndir, const char *nname, in
 errint_t sys_utimensat(int dirfd, const char *name, const struct timespec ts[2], int flags);
 errint_t sys_futimens(int fd, const struct timespec ts[2]);
 errint_t sys_fchmod(int fd, mode_t mode);
+errint_t sys_fchmodat(int dirfd, const char *name, mode_t mode); /* follows links */
 errint_t sys_fchown(int fd, uid_t uid, gid_t gid);
 errint_t sys_fchownat(int dirfd, const char *name, uid_t uid, gid_t gid, int flags);
 ssize_t sys_fgetxattr(int fd, const char *name, void *buf, size_t len);

@@ -379,7 +379,7 @@ void pool_dooming(struct pool *p, struct node *n, bool doomed)
 		s->record.flags |= RECORD_DOOMED;
 	else
 		s->record.flags &= ~RECORD_DOOMED;
-	(void)scratch_record(p, s); /* else recovery keeps what it cannot place */
+	(void)scratch_mark_doomed(p, s); /* else recovery keeps what it cannot place */
 	step("doom.recorded");
 }
 
@@ -402,7 +402,7 @@ void pool_unlinked(struct pool *p, struct node *n, struct node *dir)
 		flush_unqueue_always(p, s);
 		if (s->record.state == RECORD_DIRTY && !(s->record.flags & RECORD_DOOMED)) {
 			s->record.flags |= RECORD_DOOMED;
-			(void)scratch_record(p, s);
+			(void)scratch_mark_doomed(p, s);
 		}
 		scratch_mirror(p, s);
 		if (s->opens == 0 && !s->flushing)

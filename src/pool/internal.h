@@ -61,6 +61,7 @@ struct scratch {
 	struct ident
 	    rival;   /* of an earlier run: a strange object where its own was; constant */
 	bool doomed; /* the last link is gone */
+	bool marked_doomed;   /* the file's mode says RECORD_DOOMED */
 	bool doomed_listed;   /* in pool->doomed; under pool->lock */
 	bool doomed_dirty;    /* was dirty when the last link went (E3) */
 	uint32_t raises;      /* of the three below: a sync lowers what it has seen */
@@ -234,6 +235,9 @@ errint_t scratch_first_record(struct pool *p, struct scratch *s, const char *hin
 /* Writes s->record with the present boot id; while base_pending, with the old base. node->lock
  * held. */
 errint_t scratch_record(struct pool *p, struct scratch *s);
+/* Makes the mode of the file say what s->record.flags say of RECORD_DOOMED; scratch_record() does
+ * it too, so that one that failed is made good by the next record. node->lock held. */
+errint_t scratch_mark_doomed(struct pool *p, struct scratch *s);
 /* s->record.base is about to be an object that has its name in the page cache only: until
  * base_pending is lowered again records say the base that is durable. node->lock held. */
 void scratch_keep_base(struct scratch *s);

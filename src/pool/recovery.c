@@ -789,6 +789,9 @@ static errint_t recover_file(void *ctx, const char *name, unsigned char type)
 	s = scratch_alloc(p, ino);
 	record_settle(&rec, (uint64_t)st.st_size, !is_intact(p, &rec));
 	s->record = rec;
+	s->marked_doomed = st.st_mode & RECORD_DOOMED_MODE;
+	if (s->marked_doomed)
+		s->record.flags |= RECORD_DOOMED;
 	s->claimed_seq = rec.seq; /* what it has said before, nobody knows */
 	atomic_store(&s->whole, true);
 	r = record_read_hint(fd, &s->hint);

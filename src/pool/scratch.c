@@ -213,6 +213,23 @@ static void put_row(struct pool *p, struct scratch *s)
 	catalog_scratch_put(p->catalog, &row);
 }
 
+errint_t scratch_mark_doomed(struct pool *p, struct scratch *s)
+{
+	bool doomed = s->record.flags & RECORD_DOOMED;
+	mode_t mode = doomed ? 0600 | RECORD_DOOMED_MODE : 0600;
+	errint_t r;
+
+	if (s->marked_doomed == doomed)
+		return 0;
+	if (s->fd >= 0)
+		r = sys_fchmod(s->fd, mode);
+	else
+		r = sys_fchmodat(p->scratch_fd, scratch_name(s->ino).s, mode);
+	if (r == 0)
+		s->marked_doomed = doomed;
+	return r;
+}
+
 errint_t scratch_record(struct pool *p, struct scratch *s)
 {
 	struct record out;
@@ -223,6 +240,7 @@ errint_t scratch_record(struct pool *p, struct scratch *s)
 		lock_assert_held(&s->node->lock);
 	s->record.boot = p->boot;
 	out = s->record;
+	out.flags &= ~RECORD_DOOMED;
 	if (s->base_pending) {
 		out.base = s->old_base;
 		out.flags |= s->old_flags | RECORD_REPLACING;
@@ -236,6 +254,8 @@ errint_t scratch_record(struct pool *p, struct scratch *s)
 	r = record_write(fd, &out);
 	if (fd != s->fd)
 		(void)sys_close(fd);
+	if (r == 0)
+		r = scratch_mark_doomed(p, s);
 	if (r == 0)
 		put_row(p, s); /* (S4) */
 	return r;

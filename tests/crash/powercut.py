@@ -14,6 +14,7 @@ import os
 import random
 import re
 import signal
+import stat
 import struct
 import subprocess
 import threading
@@ -61,7 +62,10 @@ def records(pool):
             ino = struct.unpack_from("<Q", raw, 8)[0]
             sync_seq = struct.unpack_from("<Q", raw, 88)[0]
             flags = struct.unpack_from("<I", raw, 116)[0]
-            found[ino] = (raw[6] == 1, flags, sync_seq, os.stat(path).st_size)
+            st = os.stat(path)
+            if st.st_mode & stat.S_ISVTX:
+                flags |= DOOMED
+            found[ino] = (raw[6] == 1, flags, sync_seq, st.st_size)
     return found
 
 

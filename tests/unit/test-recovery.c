@@ -393,6 +393,81 @@ static void test_unlinked_while_open_leaves_nothing(void **state)
 	run(*state, BOOT_1, see_only_another, false, true);
 }
 
+/* A cellar of before the mode said it wrote it into the record. */
+static void unlink_dirty_as_before(struct fixture *f)
+{
+	struct node *n = fx_create(f, "a");
+	struct record r;
+
+	fx_pwrite(f, n, text, 3000, 0);
+	FX_CHECK(record_read(scratch_fd(n), &r) == 0);
+	r.flags |= RECORD_DOOMED;
+	FX_CHECK(record_write(scratch_fd(n), &r) == 0);
+	FX_CHECK(unlinkat(f->store->root_fd, "a.zst", 0) == 0);
+}
+
+static void see_nothing(struct fixture *f)
+{
+	FX_CHECK(f->pool->count == 0);
+	FX_CHECK(lost(f) == 0);
+}
+
+static void test_doomed_by_an_older_cellar(void **state)
+{
+	run(*state, BOOT_1, unlink_dirty_as_before, false, false);
+	run(*state, BOOT_1, see_nothing, false, true);
+}
+
+/* An unlink that failed: the file is as safe as before. */
+static void doom_and_undo(struct fixture *f)
+{
+	struct node *n;
+
+	one_flushed_and_dirty(f);
+	n = must_find(f, "a");
+	lock_take(&n->lock);
+	pool_dooming(f->pool, n, true);
+	pool_dooming(f->pool, n, false);
+	lock_drop(&n->lock);
+}
+
+static void test_not_doomed_after_all(void **state)
+{
+	struct harness *h = *state;
+
+	run(h, BOOT_1, doom_and_undo, true, false);
+	assert_int_equal(unlinkat(h->dirfd, "store/a.zst", 0), 0);
+	run(h, BOOT_1, see_given_up, true, true);
+}
+
+/* Recovery takes the mark off a file whose unlink did not happen. */
+static void doom_only(struct fixture *f)
+{
+	struct node *n;
+
+	one_flushed_and_dirty(f);
+	n = must_find(f, "a");
+	lock_take(&n->lock);
+	pool_dooming(f->pool, n, true);
+	lock_drop(&n->lock);
+}
+
+static void see_it(struct fixture *f)
+{
+	FX_CHECK(fx_holds(f, must_find(f, "a"), text, 3000));
+	FX_CHECK(lost(f) == 0);
+}
+
+static void test_doomed_and_still_there(void **state)
+{
+	struct harness *h = *state;
+
+	run(h, BOOT_1, doom_only, true, false);
+	run(h, BOOT_1, see_it, false, false);
+	assert_int_equal(unlinkat(h->dirfd, "store/a.zst", 0), 0);
+	run(h, BOOT_1, see_given_up, true, true);
+}
+
 /* Somebody else's object under the name of a dirty file: both are kept (section 8). */
 static void see_both(struct fixture *f)
 {
@@ -440,6 +515,9 @@ int main(void)
 	    T(test_moved_behind_us_is_found),
 	    T(test_gone_goes_to_lost_and_found),
 	    T(test_unlinked_while_open_leaves_nothing),
+	    T(test_doomed_by_an_older_cellar),
+	    T(test_not_doomed_after_all),
+	    T(test_doomed_and_still_there),
 	    T(test_foreign_object_meanwhile),
 	};
 
