@@ -300,6 +300,20 @@ errint_t node_open_dir(struct tree *t, struct node *dir, int *ret_dirfd,
 	return 0;
 }
 
+struct dirfd *node_opened_dir(struct tree *t, struct node *dir, int *ret_dirfd)
+{
+	struct dirfd *d;
+
+	rmlock_rd(&t->lock);
+	d = dir->dirfd;
+	if (d)
+		pin_locked(d);
+	rmlock_drop(&t->lock);
+	if (d)
+		*ret_dirfd = d->fd;
+	return d;
+}
+
 /* ---- places ---- */
 
 /* The first name of n, its parent referenced, and the identity it should lead to. */

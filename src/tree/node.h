@@ -197,6 +197,8 @@ void place_release(struct tree *t, struct place *p);
  * the cache; the caller holds tree->ns. */
 errint_t node_open_dir(struct tree *t, struct node *dir, int *ret_dirfd,
                        struct dirfd **ret_pin);
+/* The same if it is in the cache, else NULL and nothing is opened. No lock needed. */
+struct dirfd *node_opened_dir(struct tree *t, struct node *dir, int *ret_dirfd);
 void dirfd_release(struct tree *t, struct dirfd *pin);
 
 /* Locks two nodes (b may be NULL or == a) in the lock order: directories before files, then

@@ -744,10 +744,30 @@ static errint_t stat_unnamed(struct node *n, struct stat *ret)
 	return err;
 }
 
+/* A directory that is open needs no way to it: after each create and unlink in it the kernel asks
+ * for its attributes anew. */
+static bool stat_opened(struct tree *t, struct node *n, struct stat *ret)
+{
+	struct dirfd *pin;
+	bool there;
+	int fd;
+
+	if (!S_ISDIR(n->type))
+		return false;
+	pin = node_opened_dir(t, n, &fd);
+	if (!pin)
+		return false;
+	there = sys_fstat(fd, ret) == 0 && ret->st_nlink > 0;
+	dirfd_release(t, pin);
+	return there;
+}
+
 errint_t resolve_stat(struct tree *t, struct node *n, struct stat *ret)
 {
 	errint_t err = -ENOENT;
 
+	if (stat_opened(t, n, ret))
+		return 0;
 	/* Between place and stat the name may go; then there may be another. */
 	for (unsigned i = 0; i < TRIES && err == -ENOENT; i++) {
 		struct place place;
