@@ -29,8 +29,9 @@
  *                       seq in the place of the base
  *     checksum      8   XXH64 (seed 0) of the 120 bytes before
  *
- * The fixed length makes every update one small metadata change (xfs and btrfs keep it in the
- * inode, ext4 only in inodes of 512 bytes). The path hint (store path, may be stale) is
+ * The length is fixed so that no update needs room: a flush makes some on a full disk, and has to
+ * say what it does first. xfs and btrfs keep it in the inode, ext4 only in inodes of 512 bytes
+ * (else in a block beside it: some 10 us of a creation). The path hint (store path, may be stale) is
  * `user.cellar.path`: the path, a NUL, and the XXH64 (seed 0) of both. One without a right hash
  * counts as empty: a damaged one could name another file.
  */
