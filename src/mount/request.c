@@ -37,6 +37,8 @@
 /* ---- the caller's identity ---- */
 
 static __thread bool own_umask;
+static __thread uid_t own_uid; /* of the daemon */
+static __thread gid_t own_gid;
 
 /* Only where a thread cannot have a umask of its own (a sandbox refuses unshare(2)). */
 static pthread_mutex_t shared_umask = PTHREAD_MUTEX_INITIALIZER;
@@ -54,6 +56,8 @@ static void creds_prepare_thread(const struct mount *m)
 	own_umask = unshare(CLONE_FS) == 0;
 	if (own_umask)
 		(void)umask(0);
+	own_uid = geteuid();
+	own_gid = getegid();
 	if (!m->privileged)
 		return;
 	bits = prctl(PR_GET_SECUREBITS);
@@ -63,6 +67,11 @@ static void creds_prepare_thread(const struct mount *m)
 		    "PR_SET_SECUREBITS: %s; users may be refused to create files where "
 		    "only a supplementary group lets them",
 		    strerror(errno));
+}
+
+static bool is_another(const struct request *r)
+{
+	return r->m->privileged && (r->uid != own_uid || r->gid != own_gid);
 }
 
 /* Of this thread only, which is what the system calls mean (and not their wrappers'
@@ -79,14 +88,14 @@ void creds_enter(const struct request *r)
 	if (!own_umask)
 		INVARIANT(pthread_mutex_lock(&shared_umask) == 0);
 	(void)umask(r->umask & 07777);
-	if (r->m->privileged)
+	if (is_another(r))
 		set_fs_ids(r->uid, r->gid);
 }
 
 void creds_leave(const struct request *r)
 {
-	if (r->m->privileged)
-		set_fs_ids(geteuid(), getegid());
+	if (is_another(r))
+		set_fs_ids(own_uid, own_gid);
 	(void)umask(0);
 	if (!own_umask)
 		INVARIANT(pthread_mutex_unlock(&shared_umask) == 0);

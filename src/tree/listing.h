@@ -11,6 +11,9 @@
  *  (K1) Between the disappearance of one entry of a name and the appearance of the next nobody lists
  *       that directory: tree_list() shares a lock that tree_replacing() takes for itself. An
  *       exchange, and a rename of a directory, have tree->ns for themselves, which who lists shares.
+ *  (K2) Who asks for the forms of one name one after the other and finds none may believe that only
+ *       if no replacement was under way in that directory meanwhile (tree_still()), or he holds its
+ *       lock; otherwise the name may have changed its form behind him, and he asks again.
  */
 #ifndef CELLAR_TREE_LISTING_H
 #define CELLAR_TREE_LISTING_H
@@ -26,5 +29,9 @@ errint_t tree_list(struct tree *t, struct node *dir, struct listing *ret);
  * that share its lock) that are under way. */
 void tree_replacing(struct tree *t, const struct node *dir);
 void tree_replaced(struct tree *t, const struct node *dir);
+
+/* (K2) since: tree_replacements() of before the first look. */
+uint64_t tree_replacements(const struct tree *t, const struct node *dir);
+bool tree_still(const struct tree *t, const struct node *dir, uint64_t since);
 
 #endif

@@ -35,6 +35,7 @@
 #include "base/cancel.h"
 #include "base/clock.h"
 #include "base/sysio.h"
+#include "tree/listing.h"
 #include "tree/trailer.h"
 
 #define TRIES 8 /* looks at a directory in which somebody is busy */
@@ -426,23 +427,22 @@ static errint_t look_up(struct tree *t, struct node *dir, int dirfd, const char 
                         const char *stored, struct node **ret, struct stat *ret_st)
 {
 	errint_t err = -EAGAIN;
-	bool missed = false;
 
 	for (unsigned i = 0; i < TRIES && err == -EAGAIN; i++) {
 		/* At last nothing of ours may move in there. */
 		bool still = i == TRIES - 1 && !lock_is_mine(&dir->lock);
+		uint64_t replaced = tree_replacements(t, dir);
 
 		if (still)
 			lock_take(&dir->lock);
 		err = look_once(t, dir, dirfd, logical, stored, ret, ret_st);
 		if (still)
 			lock_drop(&dir->lock);
-		/* The forms of a name are tried one after the other: N may have become
-		 * N.zst in between. Twice in a row it cannot. */
-		if (err == -ENOENT && !missed) {
-			missed = true;
+		/* The forms of a name are tried one after the other: N may have become N.zst in
+		 * between, or N.zst N. Once more in any case: others change the store too. */
+		if (err == -ENOENT && i < TRIES - 1 &&
+		    (i == 0 || !tree_still(t, dir, replaced))) /* (K2) */
 			err = -EAGAIN;
-		}
 	}
 	return err == -EAGAIN ? -ENOENT : err;
 }

@@ -2,6 +2,8 @@
  * is said of it. */
 #include "tree.h"
 
+#include "tree/listing.h"
+
 /* ---- helpers ---- */
 
 static errint_t look_err(struct bed *b, struct node *dir, const char *logical)
@@ -1168,6 +1170,63 @@ static void test_fleeting_nodes(void **state)
 	assert_int_equal(bed_ino(b, "obj"), ino);
 }
 
+/* (K2) "f" is a symlink or a file, one in the place of the other all the time, as rename(2) puts
+ * them there: it is never away. */
+struct flipper {
+	struct bed *b;
+	pthread_t thread;
+	_Atomic bool over;
+};
+
+static void flip(struct bed *b, const char *from, const char *to, const char *old)
+{
+	struct node *root = b->tree->root;
+	int fd = bed_root(b);
+
+	rmlock_rd(&b->tree->ns);
+	lock_take(&root->lock);
+	tree_replacing(b->tree, root);
+	INVARIANT(!sys_renameat2(fd, from, fd, to, 0));
+	INVARIANT(!sys_unlinkat(fd, old, 0));
+	tree_replaced(b->tree, root);
+	lock_drop(&root->lock);
+	rmlock_drop(&b->tree->ns);
+}
+
+static void *run_flips(void *arg)
+{
+	struct flipper *f = arg;
+	int fd = bed_root(f->b);
+
+	for (unsigned i = 0; i < 60 * ROUNDS; i++) {
+		INVARIANT(!sys_symlinkat("keep", fd, "new"));
+		flip(f->b, "new", "f", "f.zst");
+		INVARIANT(!sys_linkat(fd, "keep.zst", fd, "new", 0));
+		flip(f->b, "new", "f.zst", "f");
+	}
+	f->over = true;
+	return NULL;
+}
+
+static void test_never_between_two_forms(void **state)
+{
+	struct bed *b = *state;
+	struct flipper f = {.b = b};
+	unsigned links = 0, files = 0;
+
+	bed_object(b, "keep.zst", 10, 0, 0);
+	assert_int_equal(linkat(bed_root(b), "keep.zst", bed_root(b), "f.zst", 0), 0);
+	assert_int_equal(pthread_create(&f.thread, NULL, run_flips, &f), 0);
+	while (!f.over) {
+		struct node *n = bed_look(b, b->tree->root, "f");
+
+		*(S_ISLNK(n->type) ? &links : &files) += 1;
+		bed_put(b, n);
+	}
+	assert_int_equal(pthread_join(f.thread, NULL), 0);
+	assert_true(links > 0 && files > 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -1199,6 +1258,7 @@ int main(void)
 	    BED_TEST(test_stat_without_names),
 	    BED_TEST(test_threads),
 	    BED_TEST(test_fleeting_nodes),
+	    BED_TEST(test_never_between_two_forms),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
