@@ -31,9 +31,9 @@
  *
  * The length is fixed so that no update needs room: a flush makes some on a full disk, and has to
  * say what it does first. xfs and btrfs keep it in the inode, ext4 only in inodes of 512 bytes
- * (else in a block beside it: some 10 us of a creation). The path hint (store path, may be stale) is
- * `user.cellar.path`: the path, a NUL, and the XXH64 (seed 0) of both. One without a right hash
- * counts as empty: a damaged one could name another file.
+ * (else in a block beside it; creations are not measurably slower for it). The path hint (store
+ * path, may be stale) is `user.cellar.path`: the path, a NUL, and the XXH64 (seed 0) of both. One
+ * without a right hash counts as empty: a damaged one could name another file.
  */
 #ifndef CELLAR_POOL_RECORD_H
 #define CELLAR_POOL_RECORD_H
