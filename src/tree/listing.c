@@ -36,22 +36,21 @@ errint_t tree_list(struct tree *t, struct node *dir, struct listing *ret)
 void tree_replacing(struct tree *t, const struct node *dir)
 {
 	rwlock_wr(lock_of(t, dir)); /* (K1) */
-	atomic_fetch_add(&t->replacing[place_of(t, dir)], 1);
+	atomic_fetch_add(&t->replacements[place_of(t, dir)], 1);
 }
 
 void tree_replaced(struct tree *t, const struct node *dir)
 {
-	atomic_fetch_add(&t->replaced[place_of(t, dir)], 1);
+	atomic_fetch_add(&t->replacements[place_of(t, dir)], 1);
 	rwlock_drop(lock_of(t, dir));
 }
 
 uint64_t tree_replacements(const struct tree *t, const struct node *dir)
 {
-	return atomic_load(&t->replaced[place_of(t, dir)]);
+	return atomic_load(&t->replacements[place_of(t, dir)]);
 }
 
-/* All that had begun by now had ended by then. */
 bool tree_still(const struct tree *t, const struct node *dir, uint64_t since)
 {
-	return atomic_load(&t->replacing[place_of(t, dir)]) == since;
+	return since % 2 == 0 && tree_replacements(t, dir) == since;
 }

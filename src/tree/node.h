@@ -100,9 +100,9 @@ struct tree {
 	struct uuid pool;  /* cellar frames with this UUID are ours */
 	bool keep_foreign; /* foreign_zst=keep */
 	uint64_t max_object;
-	struct rmlock ns;                             /* LOCK_NAMESPACE */
-	struct rwlock listing[16];                    /* LOCK_LISTING: listing.h */
-	_Atomic uint64_t replacing[16], replaced[16]; /* how often begun, and ended: (K2) */
+	struct rmlock ns;                  /* LOCK_NAMESPACE */
+	struct rwlock listing[16];         /* LOCK_LISTING: listing.h */
+	_Atomic uint64_t replacements[16]; /* odd while one is under way: (K2) */
 	struct lock numbers; /* LOCK_NUMBERS: an identity that has no row gets one */
 	struct rmlock lock;  /* LOCK_TABLE */
 	struct hashtab by_ino, by_ident, by_name;

@@ -431,7 +431,7 @@ static errint_t look_up(struct tree *t, struct node *dir, int dirfd, const char 
 	for (unsigned i = 0; i < TRIES && err == -EAGAIN; i++) {
 		/* At last nothing of ours may move in there. */
 		bool still = i == TRIES - 1 && !lock_is_mine(&dir->lock);
-		uint64_t replaced = tree_replacements(t, dir);
+		uint64_t since = tree_replacements(t, dir);
 
 		if (still)
 			lock_take(&dir->lock);
@@ -441,7 +441,7 @@ static errint_t look_up(struct tree *t, struct node *dir, int dirfd, const char 
 		/* The forms of a name are tried one after the other: N may have become N.zst in
 		 * between, or N.zst N. Once more in any case: others change the store too. */
 		if (err == -ENOENT && i < TRIES - 1 &&
-		    (i == 0 || !tree_still(t, dir, replaced))) /* (K2) */
+		    (i == 0 || !tree_still(t, dir, since))) /* (K2) */
 			err = -EAGAIN;
 	}
 	return err == -EAGAIN ? -ENOENT : err;

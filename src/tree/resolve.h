@@ -48,7 +48,8 @@ errint_t resolve_size(struct tree *t, struct node *n, char **cause);
  * said. Under node->lock, info valid for regular files. */
 void resolve_attr(const struct node *n, const struct stat *st, struct stat *ret);
 
-/* The store's attributes of n now: fstatat at its place, of dead_fd, or dead_st. */
+/* The store's attributes of n now: of its open directory, fstatat at its place, of dead_fd, or
+ * dead_st. */
 errint_t resolve_stat(struct tree *t, struct node *n, struct stat *ret);
 
 /* After the daemon's own change of n's store inode that users must not see (replacement,
