@@ -517,7 +517,9 @@ static struct mount *mount_alloc(const struct mount_config *c)
 	m->options = c->options;
 	m->mountpoint = xstrdup(c->mountpoint);
 	m->source = xstrdup(c->source);
-	m->privileged = geteuid() == 0;
+	m->uid = geteuid();
+	m->gid = getegid();
+	m->privileged = m->uid == 0;
 	m->timeout_s = c->options->shared_store ? TIMEOUT_SHARED : TIMEOUT_S;
 	m->mount_id = -1;
 	m->ready = c->ready;

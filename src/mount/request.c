@@ -37,8 +37,6 @@
 /* ---- the caller's identity ---- */
 
 static __thread bool own_umask;
-static __thread uid_t own_uid; /* of the daemon */
-static __thread gid_t own_gid;
 
 /* Only where a thread cannot have a umask of its own (a sandbox refuses unshare(2)). */
 static pthread_mutex_t shared_umask = PTHREAD_MUTEX_INITIALIZER;
@@ -56,8 +54,6 @@ static void creds_prepare_thread(const struct mount *m)
 	own_umask = unshare(CLONE_FS) == 0;
 	if (own_umask)
 		(void)umask(0);
-	own_uid = geteuid();
-	own_gid = getegid();
 	if (!m->privileged)
 		return;
 	bits = prctl(PR_GET_SECUREBITS);
@@ -71,7 +67,7 @@ static void creds_prepare_thread(const struct mount *m)
 
 static bool is_another(const struct request *r)
 {
-	return r->m->privileged && (r->uid != own_uid || r->gid != own_gid);
+	return r->m->privileged && (r->uid != r->m->uid || r->gid != r->m->gid);
 }
 
 /* Of this thread only, which is what the system calls mean (and not their wrappers'
@@ -95,7 +91,7 @@ void creds_enter(const struct request *r)
 void creds_leave(const struct request *r)
 {
 	if (is_another(r))
-		set_fs_ids(own_uid, own_gid);
+		set_fs_ids(r->m->uid, r->m->gid);
 	(void)umask(0);
 	if (!own_umask)
 		INVARIANT(pthread_mutex_unlock(&shared_umask) == 0);

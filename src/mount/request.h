@@ -55,10 +55,12 @@ struct mount {
 	struct fuse_session *se;
 	struct workers *store_workers, *pool_workers,
 	    *wait_workers; /* until mount_run() ends */
-	bool privileged;   /* fsuid and fsgid can be the caller's */
-	double timeout_s;  /* of attributes and entries */
-	char *refused;     /* passthrough=on and the kernel cannot; before the loop ends */
-	int mount_id;      /* in /proc/self/mountinfo; -1 unknown */
+	uid_t uid;         /* of the daemon */
+	gid_t gid;
+	bool privileged;  /* fsuid and fsgid can be the caller's */
+	double timeout_s; /* of attributes and entries */
+	char *refused;    /* passthrough=on and the kernel cannot; before the loop ends */
+	int mount_id;     /* in /proc/self/mountinfo; -1 unknown */
 	void (*ready)(void *ctx);
 	void *ready_ctx;
 
