@@ -368,19 +368,24 @@ void evict_add_doomed(struct pool *p, struct scratch *s)
 	lock_drop(&p->lock);
 }
 
-void pool_dooming(struct pool *p, struct node *n, bool doomed)
+/* A clean one needs no mark: it is dropped or kept by its record alone. */
+static bool set_doomed(struct pool *p, struct scratch *s, bool doomed)
 {
-	struct scratch *s = n->scratch;
-
-	lock_assert_held(&n->lock);
-	if (!s || s->record.state != RECORD_DIRTY)
-		return;
+	if (s->record.state != RECORD_DIRTY)
+		return false;
 	if (doomed)
 		s->record.flags |= RECORD_DOOMED;
 	else
 		s->record.flags &= ~RECORD_DOOMED;
 	(void)scratch_mark_doomed(p, s); /* else recovery keeps what it cannot place */
-	step("doom.recorded");
+	return true;
+}
+
+void pool_dooming(struct pool *p, struct node *n, bool doomed)
+{
+	lock_assert_held(&n->lock);
+	if (n->scratch && set_doomed(p, n->scratch, doomed))
+		step("doom.recorded");
 }
 
 void pool_unlinked(struct pool *p, struct node *n, struct node *dir)
@@ -396,14 +401,10 @@ void pool_unlinked(struct pool *p, struct node *n, struct node *dir)
 	s = n->scratch;
 	if (s && !s->doomed) {
 		s->doomed = true;
-		s->doomed_dirty = s->record.state == RECORD_DIRTY;
+		s->doomed_dirty = set_doomed(p, s, true);
 		node_ref(p->tree, dir);
 		s->doomed_dir = dir;
 		flush_unqueue_always(p, s);
-		if (s->record.state == RECORD_DIRTY && !(s->record.flags & RECORD_DOOMED)) {
-			s->record.flags |= RECORD_DOOMED;
-			(void)scratch_mark_doomed(p, s);
-		}
 		scratch_mirror(p, s);
 		if (s->opens == 0 && !s->flushing)
 			evict_add_doomed(p, s);

@@ -198,7 +198,7 @@ void pool_meta_changed(struct node *n);
 /* The node's names changed: the hint of a dirty scratch is written again. No node lock
  * held. */
 void pool_renamed(struct pool *p, struct node *n);
-/* The last link of n is about to go, or (doomed false) did not go after all: a dirty record says so
+/* The last link of n is about to go, or (doomed false) did not go after all: a dirty scratch says so
  * first, so that after kill -9 nobody takes it for a file whose object somebody else took away.
  * Under node->lock, around the store's unlink or rename. */
 void pool_dooming(struct pool *p, struct node *n, bool doomed);

@@ -21,7 +21,7 @@
  *             or another file of this
  *             pool is (a rename of ours)
  *
- * A record that is doomed said so before the last link went (pool_dooming): where its object is still
+ * A scratch that is doomed was marked before the last link went (pool_dooming): where its object is still
  * there, the unlink did not happen; where it is not, the scratch goes with it. After a reboot it waits
  * too where its object is not at the hint: the unlink, and a rename before it, may not have become
  * durable.

@@ -359,13 +359,19 @@ static void see_given_up(struct fixture *f)
 	FX_CHECK(f->pool->count == 0);
 }
 
+/* Behind us, by somebody else: what is dirty is kept. */
+static void take_object_away(struct harness *h)
+{
+	assert_int_equal(unlinkat(h->dirfd, "store/a.zst", 0), 0);
+	run(h, BOOT_1, see_given_up, true, true);
+}
+
 static void test_gone_goes_to_lost_and_found(void **state)
 {
 	struct harness *h = *state;
 
 	run(h, BOOT_1, one_flushed_and_dirty, true, false);
-	assert_int_equal(unlinkat(h->dirfd, "store/a.zst", 0), 0);
-	run(h, BOOT_1, see_given_up, true, true);
+	take_object_away(h);
 }
 
 static void unlink_dirty(struct fixture *f)
@@ -418,17 +424,26 @@ static void test_doomed_by_an_older_cellar(void **state)
 	run(*state, BOOT_1, see_nothing, false, true);
 }
 
+static void set_doomed(struct fixture *f, bool doomed)
+{
+	struct node *n = must_find(f, "a");
+
+	lock_take(&n->lock);
+	pool_dooming(f->pool, n, doomed);
+	lock_drop(&n->lock);
+}
+
+static void doom(struct fixture *f)
+{
+	one_flushed_and_dirty(f);
+	set_doomed(f, true);
+}
+
 /* An unlink that failed: the file is as safe as before. */
 static void doom_and_undo(struct fixture *f)
 {
-	struct node *n;
-
-	one_flushed_and_dirty(f);
-	n = must_find(f, "a");
-	lock_take(&n->lock);
-	pool_dooming(f->pool, n, true);
-	pool_dooming(f->pool, n, false);
-	lock_drop(&n->lock);
+	doom(f);
+	set_doomed(f, false);
 }
 
 static void test_not_doomed_after_all(void **state)
@@ -436,22 +451,10 @@ static void test_not_doomed_after_all(void **state)
 	struct harness *h = *state;
 
 	run(h, BOOT_1, doom_and_undo, true, false);
-	assert_int_equal(unlinkat(h->dirfd, "store/a.zst", 0), 0);
-	run(h, BOOT_1, see_given_up, true, true);
+	take_object_away(h);
 }
 
 /* Recovery takes the mark off a file whose unlink did not happen. */
-static void doom_only(struct fixture *f)
-{
-	struct node *n;
-
-	one_flushed_and_dirty(f);
-	n = must_find(f, "a");
-	lock_take(&n->lock);
-	pool_dooming(f->pool, n, true);
-	lock_drop(&n->lock);
-}
-
 static void see_it(struct fixture *f)
 {
 	FX_CHECK(fx_holds(f, must_find(f, "a"), text, 3000));
@@ -462,10 +465,9 @@ static void test_doomed_and_still_there(void **state)
 {
 	struct harness *h = *state;
 
-	run(h, BOOT_1, doom_only, true, false);
+	run(h, BOOT_1, doom, true, false);
 	run(h, BOOT_1, see_it, false, false);
-	assert_int_equal(unlinkat(h->dirfd, "store/a.zst", 0), 0);
-	run(h, BOOT_1, see_given_up, true, true);
+	take_object_away(h);
 }
 
 /* Somebody else's object under the name of a dirty file: both are kept (section 8). */
